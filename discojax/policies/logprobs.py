@@ -1,0 +1,145 @@
+"""Log-probabilities of completions, without ever holding logits for every token.
+
+One operator serves training, the reference and evaluation: log-probabilities of given tokens from
+hidden states and the head. It works in blocks of tokens, in float32, and keeps for its gradient
+only the log-sum-exp of each token; the logits of a block are made again on the way back.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from discojax.policies.decoder import Decoder
+
+__all__ = ["completion_hidden", "completion_logps", "completion_mask", "token_logps"]
+
+
+def token_logps(
+    hidden: Float[Array, "tokens width"],
+    head: Float[Array, "vocab width"],
+    targets: Int[Array, " tokens"],
+    *,
+    block: int = 1024,
+) -> Float[Array, " tokens"]:
+    """Log-probability of each target, in nats, float32 whatever the dtype of its inputs.
+
+    Equal to `log_softmax(hidden @ head.T)[arange(tokens), targets]`, value and gradient, with
+    temporary memory of `block * vocab` values. Safe under `vmap`, and with a tied embedding as the
+    head, since both inputs are arguments and get their own gradient.
+
+    Args:
+      hidden: final hidden states; the one that predicts the target of the same row.
+      head: output matrix.
+      targets: token ids, in `[0, vocab)`.
+      block: tokens whose logits are held at a time.
+    """
+    tokens = hidden.shape[0]
+    block = min(block, tokens)
+    padding = -tokens % block
+    if padding:
+        hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
+        targets = jnp.pad(targets, (0, padding))
+    blocked = hidden.reshape(-1, block, hidden.shape[-1])
+    return _blocked_logps(blocked, head, targets.reshape(-1, block)).reshape(-1)[:tokens]
+
+
+def _logits(hidden: Array, head: Array) -> Array:
+    return jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
+
+
+def _is_target(targets: Array, vocab: int) -> Array:
+    # Compare-and-sum picks the target's logit: a gather's transpose is a scatter over the vocabulary.
+    return jnp.arange(vocab, dtype=targets.dtype) == targets[:, None]
+
+
+@jax.custom_vjp
+def _blocked_logps(hidden: Array, head: Array, targets: Array) -> Array:
+    return _forward(hidden, head, targets)[0]
+
+
+def _forward(hidden: Array, head: Array, targets: Array):
+    def one(block):
+        h, t = block
+        logits = _logits(h, head)
+        chosen = jnp.sum(jnp.where(_is_target(t, head.shape[0]), logits, 0.0), axis=-1)
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        return chosen - normaliser, normaliser
+
+    logps, normalisers = jax.lax.map(one, (hidden, targets))
+    return logps, (hidden, head, targets, normalisers)
+
+
+def _backward(saved, cotangents: Array):
+    hidden, head, targets, normalisers = saved
+
+    def one(d_head, block):
+        h, t, normaliser, cotangent = block
+        probabilities = jnp.exp(_logits(h, head) - normaliser[:, None])
+        d_logits = (_is_target(t, head.shape[0]) - probabilities) * cotangent[:, None]
+        d_logits = d_logits.astype(h.dtype)
+        d_hidden = jnp.einsum("tv,vd->td", d_logits, head)
+        return d_head + jnp.einsum(
+            "tv,td->vd", d_logits, h, preferred_element_type=jnp.float32
+        ), d_hidden
+
+    zeros = jnp.zeros(head.shape, jnp.float32)
+    d_head, d_hidden = jax.lax.scan(one, zeros, (hidden, targets, normalisers, cotangents))
+    return d_hidden, d_head.astype(head.dtype), None
+
+
+_blocked_logps.defvjp(_forward, _backward)
+
+
+def completion_mask(lengths: Int[Array, " batch"], tokens: int) -> Float[Array, "batch tokens"]:
+    """1.0 for the first `lengths` of `tokens` completion positions, from lengths, never from ids."""
+    return (jnp.arange(tokens) < lengths[:, None]).astype(jnp.float32)
+
+
+def completion_hidden(
+    policy: Decoder,
+    ids: Int[Array, "batch time"],
+    prompt_lengths: Int[Array, " batch"],
+    tokens: int,
+) -> tuple[Float[Array, "batch tokens width"], Int[Array, "batch tokens"]]:
+    """Hidden states that predict the completion's first `tokens` tokens, and those tokens.
+
+    The token at position `t` is predicted by the hidden state at `t - 1`: the first completion
+    token by the prompt's last. Positions past the end repeat the last one and must be masked.
+    """
+    time = ids.shape[1]
+    positions = prompt_lengths[:, None] + jnp.arange(tokens)
+    positions = jnp.minimum(positions, time - 1)
+    hidden = policy.hidden(ids)
+    predicting = jnp.take_along_axis(hidden, (positions - 1)[:, :, None], axis=1)
+    return predicting, jnp.take_along_axis(ids, positions, axis=1)
+
+
+@partial(jax.named_call, name="completion_logps")
+def completion_logps(
+    policy: Decoder,
+    ids: Int[Array, "batch time"],
+    prompt_lengths: Int[Array, " batch"],
+    completion_lengths: Int[Array, " batch"],
+    *,
+    tokens: int,
+    block: int = 1024,
+) -> Float[Array, " batch"]:
+    """Log-probability of each completion given its prompt, summed over its tokens, float32 nats.
+
+    Args:
+      policy: the language model.
+      ids: prompt then completion then any padding.
+      prompt_lengths: tokens of the prompt.
+      completion_lengths: tokens of the completion, its end-of-sequence token included.
+      tokens: the longest completion (static).
+      block: see `token_logps`.
+    """
+    hidden, targets = completion_hidden(policy, ids, prompt_lengths, tokens)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    logps = token_logps(flat, policy.head, targets.reshape(-1), block=block).reshape(targets.shape)
+    return jnp.sum(logps * completion_mask(completion_lengths, tokens), axis=-1)

@@ -1,0 +1,235 @@
+"""The step of the population: every lane a few optimisation steps further, in one program.
+
+`make_advance` builds a pure function `(state, settings, data) -> (state, metrics)`, jitted once
+for its shapes and donated. Objectives enter as data (`discojax.objectives.machine`), so it is
+compiled once however many objectives pass through its lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from discojax.objectives import machine
+from discojax.objectives.types import LogProbs
+from discojax.policies.logprobs import completion_logps
+from discojax.population.lanes import LaneSettings, LaneState
+from discojax.population.optimizer import OptimizerConfig, apply, make_optimizer, schedule
+from discojax.population.order import batch_indices
+
+__all__ = ["PairArrays", "StepConfig", "StepMetrics", "make_advance", "make_reset"]
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What the compiled step fixes.
+
+    Attributes:
+      batch: pairs a step and lane.
+      chunk: most steps a lane takes in one call.
+      block: tokens whose logits are held at a time (`policies.logprobs`).
+      implementation: how lanes are laid over a device: `map`, one after another, each through its
+        whole chunk (a CPU's caches hold one lane), or `vmap`, all at once (an accelerator's choice).
+      optimizer: see `OptimizerConfig`.
+    """
+
+    batch: int = 16
+    chunk: int = 8
+    block: int = 1024
+    implementation: Literal["map", "vmap"] = "map"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+class PairArrays(NamedTuple):
+    """Preference pairs on the device, with the reference's log-probabilities (computed once).
+
+    Attributes:
+      chosen_ids, rejected_ids: prompt, completion, padding.
+      prompt_lengths, chosen_lengths, rejected_lengths: in tokens; completions include their end.
+      reference_chosen, reference_rejected: summed over the completion, float32 nats.
+    """
+
+    chosen_ids: Int[Array, "pairs time"]
+    rejected_ids: Int[Array, "pairs time"]
+    prompt_lengths: Int[Array, " pairs"]
+    chosen_lengths: Int[Array, " pairs"]
+    rejected_lengths: Int[Array, " pairs"]
+    reference_chosen: Float[Array, " pairs"]
+    reference_rejected: Float[Array, " pairs"]
+
+
+class StepMetrics(NamedTuple):
+    """Sums over the steps a lane took in a call; divide by `steps`.
+
+    `loss` and `margin` (beta times the log-ratio margin) are batch means; `accuracy` is the
+    fraction of pairs with a margin above zero, ties counting as wrong; `grad_norm` is before
+    clipping.
+    """
+
+    steps: Int[Array, " lanes"]
+    loss: Float[Array, " lanes"]
+    margin: Float[Array, " lanes"]
+    accuracy: Float[Array, " lanes"]
+    grad_norm: Float[Array, " lanes"]
+
+
+def _batch_logprobs(policy, batch: PairArrays, tokens: int, block: int) -> LogProbs:
+    ids = jnp.concatenate([batch.chosen_ids, batch.rejected_ids])
+    prompts = jnp.concatenate([batch.prompt_lengths, batch.prompt_lengths])
+    lengths = jnp.concatenate([batch.chosen_lengths, batch.rejected_lengths])
+    logps = completion_logps(policy, ids, prompts, lengths, tokens=tokens, block=block)
+    chosen, rejected = jnp.split(logps, 2)
+    return LogProbs(
+        chosen,
+        rejected,
+        batch.reference_chosen,
+        batch.reference_rejected,
+        batch.chosen_lengths,
+        batch.rejected_lengths,
+    )
+
+
+def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
+    optimizer = make_optimizer(config.optimizer)
+
+    def lane_step(state: LaneState, settings: LaneSettings, data: PairArrays):
+        """One step of one lane (no lane axis)."""
+        pairs = data.chosen_ids.shape[0]
+        index = batch_indices(settings.seed, state.step, pairs=pairs, batch=config.batch)
+        batch = jax.tree.map(lambda x: x[index], data)
+        progress = state.step / jnp.maximum(settings.steps, 1)
+
+        def mean_loss(params):
+            logps = _batch_logprobs(nnx.merge(graph, params), batch, tokens, config.block)
+            losses = machine.evaluate(settings.code, logps, settings.beta, progress)
+            return losses.mean(), logps
+
+        (loss, logps), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        norm = optax.global_norm(gradient)
+        updates, moments = optimizer.update(gradient, state.moments, state.params)
+        rate = settings.learning_rate * schedule(config.optimizer, state.step, settings.steps)
+        params = apply(config.optimizer, state.params, updates, rate)
+
+        # A bad step is not taken: the lane keeps its last good weights, marked, and goes idle.
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (params, moments), (state.params, state.moments)
+        )
+        step = jnp.where(good, state.step + 1, jnp.maximum(settings.steps, state.step))
+        state = LaneState(*kept, step, state.diverged | ~good)
+
+        margin = (logps.policy_chosen - logps.reference_chosen) - (
+            logps.policy_rejected - logps.reference_rejected
+        )
+        metrics = StepMetrics(
+            jnp.int32(1), loss, settings.beta * margin.mean(), (margin > 0).mean(), norm
+        )
+        return state, jax.tree.map(lambda x: jnp.where(good, x, 0).astype(x.dtype), metrics)
+
+    return lane_step
+
+
+def make_advance(
+    graph: nnx.GraphDef, config: StepConfig, *, tokens: int, mesh: jax.sharding.Mesh
+) -> Callable[[LaneState, LaneSettings, PairArrays], tuple[LaneState, StepMetrics]]:
+    """Builds the jitted step: up to `config.chunk` steps for every lane that is not idle.
+
+    Args:
+      graph: the policy's definition (`nnx.split`).
+      config: what is fixed at compilation.
+      tokens: the longest completion, in tokens.
+      mesh: devices, with an axis `lane`, over which lanes are spread; see `population.mesh`.
+
+    Returns:
+      `advance(state, settings, data) -> (state, metrics)`; `state` is donated.
+    """
+    lane_step = _make_lane_step(graph, config, tokens)
+
+    def nothing() -> StepMetrics:
+        return StepMetrics(jnp.int32(0), *(jnp.float32(0) for _ in StepMetrics._fields[1:]))
+
+    def mapped(state: LaneState, settings: LaneSettings, data: PairArrays):
+        def lane(arguments):
+            state, settings = arguments
+
+            def body(_, carry):
+                state, sums = carry
+                state, metrics = lane_step(state, settings, data)
+                return state, jax.tree.map(jnp.add, sums, metrics)
+
+            count = jnp.clip(settings.steps - state.step, 0, config.chunk)
+            return jax.lax.fori_loop(0, count, _while_good(body), (state, nothing()))
+
+        return jax.lax.map(lane, (state, settings))
+
+    def vmapped(state: LaneState, settings: LaneSettings, data: PairArrays):
+        def guarded(state, settings):
+            moved, metrics = lane_step(state, settings, data)
+            active = state.step < settings.steps
+            state = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state)
+            return state, jax.tree.map(lambda x: jnp.where(active, x, 0).astype(x.dtype), metrics)
+
+        def body(carry, _):
+            state, sums = carry
+            state, metrics = jax.vmap(guarded)(state, settings)
+            return (state, jax.tree.map(jnp.add, sums, metrics)), None
+
+        lanes = state.step.shape[0]
+        sums = jax.tree.map(lambda x: jnp.zeros(lanes, x.dtype), nothing())
+        return jax.lax.scan(body, (state, sums), length=config.chunk)[0]
+
+    lane_axis, everywhere = jax.P("lane"), jax.P()
+    if config.implementation == "map":
+        # Each device maps over its own lanes; under plain jit a loop over a sharded axis would gather.
+        body: Any = jax.shard_map(
+            mapped,
+            mesh=mesh,
+            in_specs=(lane_axis, lane_axis, everywhere),
+            out_specs=lane_axis,
+            check_vma=False,
+        )
+    else:
+        body = vmapped
+    lanes = jax.NamedSharding(mesh, lane_axis)
+    return jax.jit(
+        body,
+        in_shardings=(lanes, lanes, jax.NamedSharding(mesh, everywhere)),
+        out_shardings=lanes,
+        donate_argnums=0,
+    )
+
+
+def _while_good(body):
+    """Skips what is left of a chunk once a lane has diverged."""
+
+    def guarded(i, carry):
+        return jax.lax.cond(carry[0].diverged, lambda c: c, lambda c: body(i, c), carry)
+
+    return guarded
+
+
+def make_reset(config: StepConfig, mesh: jax.sharding.Mesh):
+    """Builds `reset(state, sft_params, lanes) -> state`: lanes where the mask is true start afresh."""
+    optimizer = make_optimizer(config.optimizer)
+    lanes = jax.NamedSharding(mesh, jax.P("lane"))
+    everywhere = jax.NamedSharding(mesh, jax.P())
+
+    def reset(state: LaneState, params: Any, fresh: Array) -> LaneState:
+        def choose(old, new):
+            return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+        start = (params, optimizer.init(params))
+        kept = jax.tree.map(choose, (state.params, state.moments), start)
+        return LaneState(*kept, jnp.where(fresh, 0, state.step), state.diverged & ~fresh)
+
+    return jax.jit(
+        reset, in_shardings=(lanes, everywhere, lanes), out_shardings=lanes, donate_argnums=0
+    )
