@@ -1,1 +1,43 @@
-"""TODO"""
+"""The gate: untrusted text in, a checked program out. Nothing a candidate says is ever executed.
+
+`compile` is the door; `parse` stops after stage 3. Programs are expression graphs (`graph`), built
+with `apply` and changed with `replace`, `rewrite` and `with_constants`.
+"""
+
+from discojax.candidates.canonical import (
+    apply,
+    as_number,
+    as_truth,
+    replace,
+    rewrite,
+    with_constants,
+)
+from discojax.candidates.errors import STAGES, CandidateError, Stage
+from discojax.candidates.graph import Apply, Argument, Constant, GraphError, Node
+from discojax.candidates.lower import interpret, lower
+from discojax.candidates.objective import Program, from_function, from_graph, parse
+from discojax.candidates.printer import to_source
+
+__all__ = [
+    "STAGES",
+    "Apply",
+    "Argument",
+    "CandidateError",
+    "Constant",
+    "GraphError",
+    "Node",
+    "Program",
+    "Stage",
+    "apply",
+    "as_number",
+    "as_truth",
+    "from_function",
+    "from_graph",
+    "interpret",
+    "lower",
+    "parse",
+    "replace",
+    "rewrite",
+    "to_source",
+    "with_constants",
+]
