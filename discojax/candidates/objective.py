@@ -12,7 +12,7 @@ from discojax.candidates.errors import CandidateError
 from discojax.candidates.graph import Constant, GraphError, Node
 from discojax.candidates.lower import interpret, lower
 from discojax.candidates.printer import to_source
-from discojax.candidates.program import Translation, translate
+from discojax.candidates.program import Translation, per_pair, translate
 from discojax.candidates.syntax import check_syntax
 from discojax.candidates.text import check_text
 from discojax.objectives.machine import Code
@@ -111,9 +111,12 @@ def parse(source: str, name: str | None = None) -> Program:
 def from_graph(graph: Node, name: str = "loss") -> Program:
     """The program of a graph built by hand or by mutation; its source is printed from it.
 
+    A graph that is a batch mean is taken for the loss of each pair, as in `parse`.
+
     Raises:
       GraphError: if it is too large, a comparison, or independent of the policy.
     """
+    graph = per_pair(graph)
     graphs.check_size(graph)
     if graph.kind != "number":
         raise GraphError("a loss is a number, not a comparison")

@@ -37,7 +37,7 @@ from discojax.candidates.vocabulary import (
 from discojax.errors import nearest
 from discojax.objectives.types import ARGUMENTS
 
-__all__ = ["Translation", "translate"]
+__all__ = ["Translation", "per_pair", "translate"]
 
 _BINARY = {
     ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.Pow: "power",
