@@ -130,9 +130,9 @@ def aot(
 
     Values come in the order of the sorted margins, not of the pairs.
 
-    >>> pc, pr, rc, rr = jnp.array([[-40.0, -55.5], [-42.0, -58.0], [-41.0, -57.0], [-42.75, -56.5]])
+    >>> pc, pr, rc, rr = jnp.array([[-40.0, -55.5], [-42.0, -58.0], [-41.0, -56.0], [-42.75, -56.5]])
     >>> print(jnp.array_str(aot(pc, pr, rc, rr, 0.05), precision=4))
-    [0.6326 0.6746]
+    [0.6564 0.6746]
     """
     policy = jnp.sort(policy_chosen_logps - policy_rejected_logps)
     reference = jnp.sort(reference_chosen_logps - reference_rejected_logps)
@@ -159,9 +159,9 @@ def aot_unpaired(
 
     Values come in sorted order, not in that of the pairs.
 
-    >>> pc, pr, rc, rr = jnp.array([[-40.0, -55.5], [-42.0, -58.0], [-41.0, -57.0], [-42.75, -56.5]])
+    >>> pc, pr, rc, rr = jnp.array([[-40.0, -55.5], [-42.0, -58.0], [-41.0, -56.0], [-42.75, -56.5]])
     >>> print(jnp.array_str(aot_unpaired(pc, pr, rc, rr, 0.05), precision=4))
-    [0.6326 0.6746]
+    [0.6444 0.6869]
     """
     chosen = jnp.sort(policy_chosen_logps - reference_chosen_logps)
     rejected = jnp.sort(policy_rejected_logps - reference_rejected_logps)

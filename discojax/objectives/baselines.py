@@ -30,8 +30,7 @@ def dpo(
 ):
     """Direct preference optimisation: logistic loss of the log-ratio margin.
 
-    TRL's `sigmoid` ignores label smoothing; this one applies it, with the identity
-    `ℓ(−x) = ℓ(x) + x`.
+    TRL's `sigmoid` ignores label smoothing; this one applies it.
 
     >>> print(f"{dpo(-40.0, -42.0, -41.0, -42.75, 0.05):.4f}")
     0.6869
@@ -40,6 +39,7 @@ def dpo(
     rejected = policy_rejected_logps - reference_rejected_logps
     log_ratio = chosen - rejected
     x = beta * log_ratio
+    # l(-x) = l(x) + x
     return jax.nn.softplus(-x) + label_smoothing * x
 
 
