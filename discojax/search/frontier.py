@@ -7,12 +7,12 @@ score is the area under the best reward reachable within a KL of k, for k up to 
 
 **Which frontier.** Here it is the upper concave hull of the points and of the SFT policy at
 (0, its reward), flat after its highest point. Every reward on it can be realised: the policy that draws
-its completion from policy i with probability w_i has the mean reward sum w_i r_i, and by the convexity
-of KL (Cover & Thomas, *Elements of Information Theory*, theorem 2.7.2) a KL of at most sum w_i k_i. The Pareto
-staircase, which is the hypervolume indicator of two objectives (Zitzler & Thiele, PPSN 1998), is also
-realisable but never above the hull, and it jumps: a point that drifts from just below the budget to
-just above it takes its whole step away, so measurement noise in KL becomes noise in the score. The hull
-is continuous in every coordinate; a point beyond the budget contributes only by the edge that leads to it.
+its completion from policy i with probability w_i has the mean reward sum w_i r_i, and, KL being convex
+(Cover & Thomas, *Elements of Information Theory*, theorem 2.7.2), a KL of at most sum w_i k_i. The Pareto
+staircase, whose area is the hypervolume indicator (Zitzler & Thiele, PPSN 1998), is also realisable but
+never above the hull, and it jumps: a point that drifts from just below the budget to just above it takes
+its whole step away, so measurement noise in KL becomes noise in the score. The hull is continuous in
+every coordinate; a point beyond the budget contributes only by the edge that leads to it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def reward_at(
     """The best reward reachable within each KL of `at`: the height of the frontier of `area`.
 
     Args:
-      kl, reward, origin: as in `area`, `[..., points]`.
+      kl: as in `area`, `[..., points]`.
+      reward: as in `area`, `[..., points]`.
+      origin: as in `area`.
       at: KL levels in nats, `[levels]`, none negative.
 
     Returns:

@@ -14,9 +14,9 @@ for resampling from few, n / (n - 1) (Rao & Wu 1988):
 The interaction is in both of the first two, and counting it twice is what makes the bootstrap of both
 conservative (Owen, "The pigeonhole bootstrap", 2007).
 
-**Few seeds.** Percentiles of resampled seeds are too narrow: with variances like these, 95 % intervals covered
-.77 with two seeds, .87 with three, .91 with four. The half width is instead error x q, with q Cochran's
-mean of Student quantiles (Cochran 1964), weighted by the variance:
+**Few seeds.** Percentiles of resampled seeds are too narrow: 95 % intervals covered .77 with two seeds,
+.87 with three, .91 with four. The half width is instead error x q, with q Cochran's mean of Student
+quantiles (Cochran 1964), weighted by the variance:
 
     q = w t(seeds - 1) + (1 - w) t(prompts - 1),    w = V_seed / Var
 
