@@ -244,8 +244,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, config_hash: str) -> No
     }
     first = {"config_hash": config_hash, "created": time.time(), "versions": versions}
     schema.migrate(connection, path, {key: json.dumps(value) for key, value in first.items()})
-    connection.execute("BEGIN IMMEDIATE")  # refuses now what could not be written later
-    connection.execute("ROLLBACK")
+    # Changes nothing, but is a write: a file that may only be read is refused now, not at the first score.
+    connection.execute("UPDATE meta SET value = value WHERE key = 'config_hash'")
     if _read_meta(connection, "config_hash") != config_hash:
         raise UserError(
             f"{path} was made with another configuration, so its scores cannot be compared with this one's; "
