@@ -45,7 +45,7 @@ def dpo(
 
 @objective(
     formula="h(x)",
-    reference="SLiC-HF: Zhao et al. 2023, arXiv 2305.10425; with log-ratios, RSO: Liu et al. 2023, arXiv 2309.06657",
+    reference="SLiC-HF: Zhao et al. 2023, arXiv 2305.10425; on log-ratios, RSO: Liu et al., arXiv 2309.06657",
     aliases=("hinge",),
 )
 def slic(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta):
@@ -62,7 +62,7 @@ def slic(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, ref
 
 @objective(
     formula="(ρ − 1/(2β))²",
-    reference="IPO: Azar et al. 2023, arXiv 2310.12036, eq. 17, over summed log-probabilities as DiscoPOP used it",
+    reference="IPO: Azar et al. 2023, arXiv 2310.12036, eq. 17, over summed log-probabilities as in DiscoPOP",
 )
 def ipo(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta):
     """Identity preference optimisation over summed log-probabilities: a finite target margin.

@@ -26,6 +26,7 @@ __all__ = ["MAX_CONSTANTS", "MAX_INSTRUCTIONS", "Code", "encode", "evaluate"]
 
 MAX_CONSTANTS = 40
 MAX_INSTRUCTIONS = 128
+_Array = Array | np.ndarray  # as `encode` leaves it, or on a device
 _FIRST_CONSTANT = len(ARGUMENTS)
 _FIRST_RESULT = _FIRST_CONSTANT + MAX_CONSTANTS
 _REGISTERS = _FIRST_RESULT + MAX_INSTRUCTIONS
@@ -42,16 +43,14 @@ class Code(NamedTuple):
       result: the register that holds the loss.
     """
 
-    operators: Int[Array, " instructions"]
-    operands: Int[Array, "instructions 3"]
-    constants: Float[Array, " constants"]
-    length: Int[Array, ""]
-    result: Int[Array, ""]
+    operators: Int[_Array, " instructions"]
+    operands: Int[_Array, "instructions 3"]
+    constants: Float[_Array, " constants"]
+    length: Int[_Array, ""]
+    result: Int[_Array, ""]
 
 
-def encode(
-    instructions: list[tuple[str, tuple[str | int | float, ...]]], result: str | int | float
-) -> Code:
+def encode(instructions: list[tuple[str, tuple[str | int | float, ...]]], result: str | int | float) -> Code:
     """Packs instructions into `Code`.
 
     Args:
@@ -87,7 +86,9 @@ def encode(
         raise ValueError(f"{len(constants)} different constants, at most {MAX_CONSTANTS} fit")
     padded = np.zeros(MAX_CONSTANTS, np.float32)
     padded[: len(constants)] = constants
-    return Code(operators, operands, padded, np.int32(len(instructions)), np.int32(output))
+    return Code(
+        operators, operands, padded, np.array(len(instructions), np.int32), np.array(output, np.int32)
+    )
 
 
 def evaluate(
@@ -168,7 +169,9 @@ def _backward(saved, cotangent: Float[Array, " batch"]):
     def none(x):
         return np.zeros(jnp.shape(x), jax.dtypes.float0)
 
-    no_gradient = Code(none(code.operators), none(code.operands), constants, none(code.length), none(code.result))
+    no_gradient = Code(
+        none(code.operators), none(code.operands), constants, none(code.length), none(code.result)
+    )
     return no_gradient, cotangents[:_FIRST_CONSTANT]
 
 

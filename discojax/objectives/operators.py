@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["OPERATORS", "OPCODES", "Operator"]
+__all__ = ["OPCODES", "OPERATORS", "Operator"]
 
 Kind = Literal["number", "truth"]
 
@@ -55,6 +55,7 @@ class Operator:
 
     @property
     def arity(self) -> int:
+        """How many operands it takes."""
         return len(self.takes)
 
 
@@ -81,7 +82,6 @@ def _quantile(x: Array, q: Array) -> Array:
     # q is one level for the batch. In the machine it fills a register, so its first entry is read.
     level = jax.lax.stop_gradient(jnp.atleast_1d(q)[..., 0])
     return jnp.quantile(x, jnp.clip(level, 0.0, 1.0), axis=-1, keepdims=True)
-
 
 
 def _elementwise_unary() -> dict[str, Callable[[Array], Array]]:
@@ -180,18 +180,18 @@ def _table() -> dict[str, Operator]:
     def add(name, function, takes, **fields):
         table[name] = Operator(name, function, takes, **fields)
 
-    for name, function in _elementwise_unary().items():
-        add(name, function, ("number",))
-    for name, (function, commutative) in _elementwise_binary().items():
-        add(name, function, ("number", "number"), commutative=commutative)
-    for name, (function, commutative) in _comparisons().items():
-        add(name, function, ("number", "number"), gives="truth", commutative=commutative)
+    for name, unary in _elementwise_unary().items():
+        add(name, unary, ("number",))
+    for name, (binary, commutative) in _elementwise_binary().items():
+        add(name, binary, ("number", "number"), commutative=commutative)
+    for name, (comparison, commutative) in _comparisons().items():
+        add(name, comparison, ("number", "number"), gives="truth", commutative=commutative)
     add("logical_and", lambda a, b: a * b, ("truth", "truth"), gives="truth", commutative=True)
     add("logical_or", jnp.maximum, ("truth", "truth"), gives="truth", commutative=True)
     add("logical_not", lambda a: 1.0 - a, ("truth",), gives="truth")
     add("where", _where, ("truth", "number", "number"))
-    for name, function in _reductions().items():
-        add(name, function, ("number",), batch=True, reduces=True)
+    for name, reduction in _reductions().items():
+        add(name, reduction, ("number",), batch=True, reduces=True)
     add("quantile", _quantile, ("number", "number"), batch=True, reduces=True)
     add("sort", lambda x: jnp.sort(x, axis=-1), ("number",), batch=True)
     add("softmax", lambda x: jax.nn.softmax(x, axis=-1), ("number",), batch=True)

@@ -89,7 +89,8 @@ class Objective:
         absent = [name for name in self.arguments if given[name] is None]
         if absent:
             raise UserError(
-                f"Loss {self.name!r} needs {' and '.join(absent)}: pass LogProbs with the completions' token counts."
+                f"Loss {self.name!r} needs {' and '.join(absent)}: "
+                "pass LogProbs with the completions' token counts."
             )
         inputs = {name: jnp.asarray(given[name], jnp.float32) for name in self.arguments}
         pairs = inputs[ARGUMENTS[0]].size

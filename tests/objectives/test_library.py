@@ -51,7 +51,7 @@ def test_gradient_agrees_with_finite_differences(name, golden_rows, call, x64):
     check_grads(policy, (apart.policy_chosen, apart.policy_rejected), order=1, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("beta", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("beta", [0.05, 5.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_finite_at_extreme_margins(name, beta):
     objective = objectives.get(name)
@@ -157,8 +157,8 @@ def test_jit_and_vmap_change_nothing(name, golden_rows):
     logps = jax.tree.map(jnp.asarray, golden_rows)
     plain = objective(logps, 0.1)
     np.testing.assert_allclose(jax.jit(objective)(logps, 0.1), plain, rtol=1e-5, atol=1e-6)
-    static = jax.jit(lambda o, l, b: o(l, b), static_argnums=0)
-    np.testing.assert_allclose(static(objective, logps, 0.1), plain, rtol=1e-5, atol=1e-6)
+    as_argument = jax.jit(lambda loss, rows: loss(rows, 0.1), static_argnums=0)
+    np.testing.assert_allclose(as_argument(objective, logps), plain, rtol=1e-5, atol=1e-6)
     # Lanes: a leading axis, each with its own batch and beta.
     other = logps._replace(policy_chosen=logps.policy_chosen - 3.0)
     lanes = jax.tree.map(lambda *leaves: jnp.stack(leaves), logps, other)

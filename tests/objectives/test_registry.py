@@ -40,6 +40,9 @@ def test_every_loss_is_documented(name):
     assert objective.formula
     assert "arXiv" in objective.reference or name == "sft"
     assert objective.arguments[:5] == objectives.ARGUMENTS[:5]
+    # and shows an example, which pytest runs with the other doctests
+    docstring = getattr(objective.function, "func", objective.function).__doc__
+    assert f"{name}(" in docstring.partition(">>>")[2]
 
 
 def test_a_setting_makes_a_named_variant():
