@@ -1,0 +1,188 @@
+"""The leaderboard: one line an objective, with what is known and how surely, as a table, text and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from discojax.search.statistics import Comparison
+
+__all__ = ["Row", "ranked", "row", "table", "to_csv", "to_text"]
+
+_COLOURS = {"better": "green", "worse": "red", "baseline": "bold"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One objective's line. Whatever was not measured is None; a failure is a status, never a number.
+
+    Attributes:
+      name: the objective.
+      status: "ok", "failed" or "diverged".
+      rank: from 1 for the best; None for what failed. `ranked` sets it.
+      score: frontier area above SFT, in units of reward, with its interval `score_low`, `score_high`.
+      reward: mean reward at the beta reported, and
+      kl: sequence KL(policy‖reference) there, in nats.
+      difference: score minus the baseline's, with its interval `difference_low`, `difference_high`.
+      verdict: "better", "worse", "no difference shown", "baseline", or "" if nothing was compared.
+      seeds: training seeds behind the numbers.
+      note: anything to add, such as how many lanes diverged.
+    """
+
+    name: str
+    status: str = "ok"
+    rank: int | None = None
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+    reward: float | None = None
+    kl: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    verdict: str = ""
+    seeds: int = 0
+    note: str = ""
+
+
+def row(
+    comparison: Comparison,
+    *,
+    reward: float | None = None,
+    kl: float | None = None,
+    confidence: float = 0.95,
+) -> Row:
+    """The line of one comparison; `reward` and `kl` are those at the beta the caller reports."""
+    from discojax.search.statistics import interval
+
+    diverged = f"{comparison.failures} of {comparison.lanes} lanes diverged" if comparison.failures else ""
+    seeds = comparison.score.seeds
+    if comparison.verdict == "failed":
+        status = "diverged" if comparison.failures == comparison.lanes else "failed"
+        return Row(comparison.name, status, verdict="", seeds=seeds, note=diverged)
+    low, high = interval(comparison.score, confidence)
+    line = Row(
+        comparison.name,
+        score=comparison.score.value,
+        score_low=low,
+        score_high=high,
+        reward=reward,
+        kl=kl,
+        verdict=comparison.verdict,
+        seeds=seeds,
+        note=diverged,
+    )
+    if comparison.verdict == "baseline":
+        return line
+    return replace(
+        line,
+        difference=comparison.difference.value,
+        difference_low=comparison.interval[0],
+        difference_high=comparison.interval[1],
+    )
+
+
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """Rows by score, best first, equal scores by name; then, without a rank, those that failed."""
+    rows = list(rows)
+    scored = sorted((r for r in rows if r.score is not None), key=lambda r: (-(r.score or 0.0), r.name))
+    failed = sorted((r for r in rows if r.score is None), key=lambda r: r.name)
+    return [replace(r, rank=i + 1) for i, r in enumerate(scored)] + failed
+
+
+def table(rows: Sequence[Row], *, title: str = "", baseline: str = "dpo", caption: str = "") -> Table:
+    """The leaderboard for `rich.print`, in the order given."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(
+        title=title or None,
+        caption=caption or None,
+        caption_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for heading, justify in _columns(baseline):
+        # On a narrow terminal names, intervals and words fold; a number is never cut.
+        folds = heading in ("objective", "verdict") or "[" in heading
+        result.add_column(
+            Text(heading),
+            justify=justify,
+            no_wrap=not folds,
+            overflow="fold",
+            min_width={"objective": 12, "verdict": 10}.get(heading, 8 if folds else None),
+        )
+    for r in rows:
+        style = "dim" if r.status != "ok" else _COLOURS.get(r.verdict)
+        result.add_row(*map(Text, _cells(r)), style=style)  # Text: a proposer chooses names, no markup
+    return result
+
+
+def to_text(rows: Sequence[Row], *, baseline: str = "dpo") -> str:
+    """The same in plain aligned text, as wide as it needs to be."""
+    headings = [heading for heading, _ in _columns(baseline)]
+    lines = [headings, *(_cells(r) for r in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    sides = [justify for _, justify in _columns(baseline)]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = (
+            c.rjust(w) if s == "right" else c.ljust(w) for c, w, s in zip(line, widths, sides, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(aligned(line) for line in lines) + "\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """All fields of the rows at full precision, with a header; what was not measured is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = ["rank", *(f.name for f in fields(Row) if f.name != "rank")]
+    writer.writerow(names)
+    for r in rows:
+        writer.writerow(["" if (value := getattr(r, n)) is None else value for n in names])
+    return buffer.getvalue()
+
+
+def _columns(baseline: str) -> list[tuple[str, Literal["left", "right"]]]:
+    return [
+        ("#", "right"),
+        ("objective", "left"),
+        ("score [95 %]", "right"),
+        ("reward", "right"),
+        ("KL", "right"),
+        (f"vs {baseline} [95 %]", "right"),
+        ("seeds", "right"),
+        ("verdict", "left"),
+    ]
+
+
+def _cells(r: Row) -> list[str]:
+    return [
+        "" if r.rank is None else str(r.rank),
+        r.name,
+        _with_interval(r.score, r.score_low, r.score_high, "{:.3f}"),
+        "" if r.reward is None else f"{r.reward:.3f}",
+        "" if r.kl is None else f"{r.kl:.1f}",
+        _with_interval(r.difference, r.difference_low, r.difference_high, "{:+.3f}"),
+        str(r.seeds) if r.seeds else "",
+        ": ".join(x for x in (r.verdict if r.status == "ok" else r.status, r.note) if x),
+    ]
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    if value is None:
+        return ""
+    if low is None or high is None:
+        return form.format(value)
+    return f"{form} [{form}, {form}]".format(value, low, high)
