@@ -161,9 +161,13 @@ def _walk(schema: type, loader: _Loader, node: Any, origin: _Origin, name: str) 
 # --- types ---
 
 
-@functools.cache
 def _fields(schema: Any) -> Mapping[str, Any]:
     """The annotation of each field."""
+    return _annotations(schema)
+
+
+@functools.cache
+def _annotations(schema: Any) -> Mapping[str, Any]:
     hints = typing.get_type_hints(schema, include_extras=True)
     return {field.name: hints[field.name] for field in fields(schema)}
 

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-# One thread a test run: small programs gain nothing from more, and results stay comparable.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before any test imports JAX: the same numbers on every machine, unless the GPU is what is tested.
+    if config.option.markexpr != "gpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With `DISCOJAX_REQUIRE=parity`, a test so marked that is skipped has failed."""
+    report = yield
+    required = os.environ.get("DISCOJAX_REQUIRE")
+    if report.skipped and required and item.get_closest_marker(required):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but DISCOJAX_REQUIRE={required}: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

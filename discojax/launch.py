@@ -1,0 +1,290 @@
+"""The command line: `python -m discojax.launch COMMAND [--config FILE] [key=value ...]`.
+
+It only reads what the user asked for. What does the work is imported by the command that needs it,
+so that `--help` and a mistake are answered at once, and before JAX reads its flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from discojax import __version__
+from discojax.config import Config, load
+from discojax.errors import UserError, nearest
+from discojax.settings import defaults
+
+__all__ = ["main"]
+
+PROGRAM = "python -m discojax.launch"
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*\s*=")
+_LONGEST_CANDIDATE = 1 << 16  # bytes read of a candidate, far above what the gate lets pass
+
+
+def discover(config: Config, options: argparse.Namespace) -> int:
+    """Proposes losses, trains policies with them and scores them, until the budget is spent."""
+    if options.resume is not None:
+        config = _saved(config, options)
+    _configure_backend()
+    from discojax.search import discover
+
+    try:
+        discover.run(config, resume=options.resume is not None)
+    except KeyboardInterrupt:
+        if not (config.run.path / "config.yaml").exists():
+            raise KeyboardInterrupt("Stopped, before there was anything to keep.") from None
+        command = f"{PROGRAM} discover --resume {config.run.path}"
+        raise KeyboardInterrupt(f"Stopped. `{command}` goes on where it left off.") from None
+    return 0
+
+
+def train(config: Config, options: argparse.Namespace) -> int:
+    """Trains the given objectives over the seeds and the betas of the config."""
+    _configure_backend()
+    given = config.search.library if options.objectives is None else _objectives(options.objectives)
+    from discojax.search import discover
+
+    discover.train(config, given)
+    return 0
+
+
+def losses(config: Config, options: argparse.Namespace) -> int:
+    """Lists the library, or shows one loss at the middle one of `search.betas`."""
+    from discojax import objectives
+    from discojax.report import terminal
+
+    if not options.arguments:
+        terminal.show_library([objectives.get(name) for name in objectives.names()])
+        return 0
+    objective = objectives.get(options.arguments[0])
+    terminal.show_objective(objective, beta=sorted(config.search.betas)[len(config.search.betas) // 2])
+    return 0
+
+
+def check(config: Config, options: argparse.Namespace) -> int:
+    """Says whether the gate accepts a candidate: 0 if so, 1 if not."""
+    source = _read_candidate(options.arguments[0])
+    from discojax import candidates
+    from discojax.report import terminal
+
+    verdict = candidates.check(source)
+    terminal.show_verdict(verdict)
+    return 0 if verdict.accepted else 1
+
+
+class _Command(NamedTuple):
+    handler: Callable[[Config, argparse.Namespace], int]
+    usage: str
+    summary: str
+    arguments: tuple[int, int] = (0, 0)  # how few and how many
+    options: tuple[tuple[str, dict[str, str]], ...] = ()
+
+
+_COMMANDS = {
+    "discover": _Command(
+        discover,
+        "[--resume [RUN]]",
+        "propose losses, gate them, train a population with them, score them, feed back",
+        options=(
+            ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped run"}),
+        ),
+    ),
+    "train": _Command(
+        train,
+        "[--objectives NAME|FILE,...]",
+        "train given objectives over seeds and betas, without the outer loop",
+        options=(("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"}),),
+    ),
+    "check": _Command(check, "FILE|-", "the gate alone: accepted, or the stage, line and reason", (1, 1)),
+    "losses": _Command(losses, "[NAME]", "list the library, or show one loss and its curve", (0, 1)),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}; `{self.prog} --help` shows what it takes.")
+
+
+def _parser(name: str) -> _Parser:
+    command = _COMMANDS[name]
+    parser = _Parser(
+        prog=f"{PROGRAM} {name}",
+        usage=f"{PROGRAM} {name} {command.usage} [--config FILE] [key=value ...]",
+        description=f"{name}: {command.summary}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for option, details in command.options:
+        parser.add_argument(option, **details)  # type: ignore[arg-type]
+    parser.add_argument("--config", metavar="FILE", help="a path, or the name of a file in configs/")
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+def _help() -> str:
+    lines = [f"usage: {PROGRAM} [COMMAND] [--config FILE] [key=value ...]", ""]
+    lines += ["Discover preference-optimisation losses. Without a command it does `discover`.", ""]
+    width = max(len(f"{name} {command.usage}") for name, command in _COMMANDS.items())
+    for name, command in _COMMANDS.items():
+        lines.append(f"  {f'{name} {command.usage}':{width}}  {command.summary}")
+    lines += [
+        "",
+        f"`{PROGRAM} COMMAND --help` says more; `--version` prints the version.",
+        "",
+        _settings_help(),
+    ]
+    return "\n".join(lines)
+
+
+def _settings_help() -> str:
+    lines = ["settings, with the defaults that key=value changes:"]
+    for name, default in defaults(Config).items():
+        value = default if isinstance(default, str) else json.dumps(default)
+        lines.append(f"  {name}={value}")
+    return "\n".join(lines)
+
+
+def _parse(argv: Sequence[str]) -> tuple[_Command, argparse.Namespace]:
+    """The command and its options, with `overrides` told from `arguments`."""
+    name, rest = "discover", list(argv)
+    if rest and not rest[0].startswith("-") and not _OVERRIDE.match(rest[0]):
+        name, *rest = rest
+        if name not in _COMMANDS:
+            raise UserError(
+                f"There is no command {name!r}.{nearest(name, _COMMANDS)} `{PROGRAM} --help` lists them."
+            )
+    command, parser = _COMMANDS[name], _parser(name)
+    if {"-h", "--help"} & set(rest):
+        parser.epilog = _settings_help()
+        parser.print_help()
+        raise SystemExit(0)
+    options, unknown = parser.parse_known_intermixed_args(rest)
+    if unknown:
+        known = re.findall(r"--\w+", parser.format_usage())
+        hint = nearest(unknown[0], known) or f" `{parser.prog} --help` shows what there is."
+        raise UserError(f"`{name}` has no option {unknown[0]!r}.{hint}")
+    words = list(options.arguments)
+    if _OVERRIDE.match(getattr(options, "resume", None) or ""):  # --resume key=value: no RUN was meant
+        words.append(options.resume)
+        options.resume = ""
+    options.overrides = [word for word in words if _OVERRIDE.match(word)]
+    options.arguments = [word for word in words if not _OVERRIDE.match(word)]
+    few, many = command.arguments
+    if not few <= len(options.arguments) <= many:
+        surplus = options.arguments[many:]
+        problem = f"cannot use {surplus[0]!r}" if surplus else "needs more"
+        raise UserError(
+            f"`{name}` {problem}: write `{name} {command.usage} [key=value ...]`.".replace("  ", " ")
+        )
+    return command, options
+
+
+def _saved(config: Config, options: argparse.Namespace) -> Config:
+    """The config that a run was started with, with today's overrides; its folder is where it lies now."""
+    folder = config.run.path
+    if options.resume:
+        folder = Path(options.resume)
+        if not (folder / "config.yaml").is_file():
+            folder = Path(config.run.directory) / options.resume
+    if not (folder / "config.yaml").is_file():
+        there = [file.parent.name for file in sorted(folder.parent.glob("*/config.yaml"))]
+        hint = nearest(folder.name, there) or f" Start one with `{PROGRAM} discover`."
+        raise UserError(f"There is no run to go on with in {str(folder)!r}.{hint}")
+    saved = load(folder / "config.yaml", options.overrides)
+    place = folder.resolve()
+    directory = str(folder.parent) if folder.name == place.name else str(place.parent)
+    return dataclasses.replace(
+        saved, run=dataclasses.replace(saved.run, name=place.name, directory=directory)
+    )
+
+
+def _objectives(text: str) -> tuple[str, ...]:
+    """The names and files of a list, each known to exist: `dpo,discopop(tau=0.1),my/loss.py`."""
+    from discojax import objectives
+
+    entries = [entry.strip() for entry in re.split(r",(?![^()]*\))", text) if entry.strip()]
+    if not entries:
+        raise UserError(
+            "--objectives names none: write names and files separated by commas, such as dpo,ipo."
+        )
+    for entry in entries:
+        if not (entry.endswith(".py") or os.sep in entry):
+            objectives.get(entry)
+        elif not Path(entry).is_file():
+            raise _missing(Path(entry))
+    return tuple(entries)
+
+
+def _read_candidate(name: str) -> str:
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read(_LONGEST_CANDIDATE).decode(errors="replace")
+        with open(name, "rb") as file:
+            return file.read(_LONGEST_CANDIDATE).decode(errors="replace")
+    except FileNotFoundError:
+        raise _missing(Path(name)) from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}.") from None
+
+
+def _missing(path: Path) -> UserError:
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return UserError(f"There is no file {str(path)!r}.{nearest(path.name, there)}")
+
+
+def _configure_backend() -> None:
+    # JAX reads its flags once, when its backend starts: this must come before anything imports it.
+    from discojax.population.backend import configure_backend
+
+    configure_backend()
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that `argv` asks for; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] in (["-h"], ["--help"]):
+            print(_help())
+        elif words[:1] == ["--version"]:
+            print(f"discojax {__version__}")
+        else:
+            command, options = _parse(words)
+            code = command.handler(load(options.config, options.overrides), options)
+            sys.stdout.flush()
+            return code
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop if str(stop) else 'Stopped.'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        place = f" in {str(error.filename)!r}" if error.filename else ""
+        print(
+            f"Nothing can be written{place} ({error.strerror}): make room or allow it, "
+            "or choose another folder with run.directory=FOLDER.",
+            file=sys.stderr,
+        )
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

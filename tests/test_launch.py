@@ -1,0 +1,297 @@
+"""The command line: what it prints, what it answers to a mistake, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from discojax import objectives
+from discojax.config import Config, dump, load
+from discojax.launch import _COMMANDS, PROGRAM, main
+from discojax.report import terminal
+
+DPO = f'''def loss({", ".join(objectives.ARGUMENTS[:5])}):
+    """Logistic loss."""
+    chosen = policy_chosen_logps - reference_chosen_logps
+    rejected = policy_rejected_logps - reference_rejected_logps
+    return jax.nn.softplus(-beta * (chosen - rejected))
+'''
+
+
+def launch(*words: str, stdin: str = "", **keywords) -> subprocess.CompletedProcess:
+    """The command line in a process of its own, as a user has it."""
+    return subprocess.run(
+        [sys.executable, "-m", "discojax.launch", *words],
+        input=stdin, capture_output=True, text=True, timeout=120, **keywords,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Records what the outer loop is asked to do, in its place: these tests are about the asking."""
+    asked: list = []
+    discover = types.ModuleType("discojax.search.discover")
+    discover.run = lambda config, resume: asked.append(("run", config, resume))  # type: ignore[attr-defined]
+    discover.train = lambda config, given: asked.append(("train", config, given))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "discojax.search.discover", discover)
+    monkeypatch.setattr("discojax.search.discover", discover, raising=False)
+    monkeypatch.setattr("discojax.launch._configure_backend", lambda: asked.append("backend"))
+    return asked
+
+
+def test_help_names_every_command_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in _COMMANDS:
+        assert re.search(rf"^  {name} ", text, re.MULTILINE)
+    assert "population.mesh.lane=0" in text and "run.name=quickstart" in text
+    assert main(["-h"]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {PROGRAM} {name}") and "--config FILE" in text and "run.seed=0" in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import discojax
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"discojax {discojax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["discover"], ["--config", "quickstart"], ["discover", "--config=quickstart"]]
+)
+def test_discover_with_the_quickstart_is_the_default(words: list[str], loop: list) -> None:
+    assert main(words) == 0
+    assert loop == ["backend", ("run", Config(), False)]
+
+
+def test_overrides_stand_anywhere(loop: list, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {seed: 1, name: a}\n")
+    words = ["run.seed=2", "--config", str(file), "population.lanes=8"]
+    assert main(words) == main(["discover", *words]) == 0
+    expected = load(file, ["run.seed=2", "population.lanes=8"])
+    assert loop[1::2] == [("run", expected, False)] * 2
+    assert expected.run.seed == 2
+
+
+def test_train_passes_objectives_on(loop: list, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(DPO)
+    assert main(["train", "--objectives", f"dpo, discopop(tau=0.1),{file}", "run.seed=4"]) == 0
+    assert loop[1] == ("train", load(None, ["run.seed=4"]), ("dpo", "discopop(tau=0.1)", str(file)))
+    assert main(["train"]) == 0
+    assert loop[3] == ("train", Config(), Config().search.library)
+
+
+@pytest.mark.parametrize(
+    "words", [["--resume"], ["--resume", "first"], ["--resume", "RUNS/first"], ["--resume", "run.name=first"]]
+)
+def test_resume_uses_the_config_the_run_was_started_with(
+    words: list[str], loop: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started = load(None, ["run.name=first", "population.lanes=8"])
+    for folder in (started.run.path, Path("runs/quickstart")):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(dump(started))
+    words = [word.replace("RUNS", str(tmp_path / "runs")) for word in words]
+    assert main(["discover", *words, "run.seed=9"]) == 0
+    _, (what, config, resume) = loop
+    assert (what, resume, config.population.lanes, config.run.seed) == ("run", True, 8, 9)
+    # A run lives where it lies, whatever it was called when it began.
+    assert config.run.path.resolve() == tmp_path / "runs" / ("first" if len(words) > 1 else "quickstart")
+
+
+def test_there_must_be_a_run_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loop: list
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["discover", "--resume"]) == 2
+    assert "no run to go on with in 'runs/quickstart'" in capsys.readouterr().err
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/first/config.yaml").write_text("")
+    assert main(["discover", "--resume", "frist"]) == 2
+    assert "Did you mean 'first'?" in capsys.readouterr().err
+    assert loop == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["discver"], "no command 'discver'. Did you mean 'discover'?"),
+        (["run.seed"], "no command 'run.seed'"),
+        (["polcy.layers=3"], "the nearest is 'policy.layers'"),
+        (["losses", "run.sead=3"], "the nearest is 'run.seed'"),
+        (["discover", "policy.layers=many"], "policy.layers must be a whole number"),
+        (["--config", "quickstrat"], "quickstart.yaml"),
+        (["--config"], "expected one argument"),
+        (["--resum"], "Did you mean '--resume'?"),
+        (["check", "--resume", "x"], "no option '--resume'"),
+        (["discover", "extra"], "cannot use 'extra'"),
+        (["losses", "dpo", "ipo"], "cannot use 'ipo'"),
+        (["losses", "dop"], "no loss 'dop'. Did you mean"),
+        (["check"], "write `check FILE|-"),
+        (["check", "no_such.py"], "no file 'no_such.py'"),
+        (["check", "/"], "cannot be read"),
+        (["train", "--objectives", "dpo,ipp"], "no loss 'ipp'. Did you mean 'ipo'?"),
+        (["train", "--objectives", "no_such.py"], "no file 'no_such.py'"),
+        (["train", "--objectives", " , "], "--objectives names none"),
+        (["train", "--objectives", "discopop(tua=1)"], "tau"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    words: list[str], said: str, loop: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and "Traceback" not in err
+    assert out == "" and set(loop) <= {"backend"}
+
+
+def test_a_mistake_in_a_process_of_its_own() -> None:
+    done = launch("discver")
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("There is no command")
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "candidate.py").write_text(DPO)
+    assert main(["check", str(tmp_path / "candidat.py")]) == 2
+    assert "Did you mean 'candidate.py'?" in capsys.readouterr().err
+
+
+def test_control_c_says_how_to_go_on(
+    loop: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def begin_and_stop(config: Config, resume: bool) -> None:
+        if config.run.seed:
+            config.run.path.mkdir(parents=True)
+            (config.run.path / "config.yaml").write_text(dump(config))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("discojax.search.discover.run", begin_and_stop)
+    assert main([]) == 130
+    assert "before there was anything to keep" in capsys.readouterr().err
+    assert main(["run.seed=1"]) == 130
+    err = capsys.readouterr().err
+    command = re.search(r"`python -m discojax.launch (.*)`", err)
+    assert command and "Traceback" not in err
+    # What it says is what works.
+    asked: list = []
+    monkeypatch.setattr("discojax.search.discover.run", lambda config, resume: asked.append((config, resume)))
+    assert main(command[1].split()) == 0
+    assert asked == [(load(None, ["run.seed=1"]), True)]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "runs/x"), PermissionError(13, "Permission denied")]
+)
+def test_a_disk_that_refuses_is_a_sentence(
+    error: OSError, loop: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: Config, resume: bool) -> None:
+        raise error
+
+    monkeypatch.setattr("discojax.search.discover.run", refuse)
+    assert main([]) == 2
+    err = capsys.readouterr().err
+    assert error.strerror in err and "run.directory=FOLDER" in err and err.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback(loop: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Config, resume: bool) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("discojax.search.discover.run", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        main([])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "discojax.launch", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) in (0, 1)
+
+
+def test_losses_lists_every_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses"]) == 0
+    text = capsys.readouterr().out
+    for name in objectives.names():
+        assert re.search(rf"│ {re.escape(name)} ", text)
+    assert "sigmoid" in text and "arXiv 2305.18290" in text
+
+
+def test_losses_shows_formula_source_and_curve(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["losses", "lrml", "search.betas=[0.2, 0.1, 0.4]"]) == 0
+    text = capsys.readouterr().out
+    objective = objectives.get("discopop")
+    assert objective.formula in text and objective.source in text  # as it is, so that it can be copied
+    assert "at β = 0.2" in text and "(loss)" in text and "(slope)" in text and "⠀" in text
+
+
+@pytest.mark.parametrize("width", [80, 130])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "exp", "sft", "pfl"])
+def test_curves_fit_the_terminal(name: str, width: int) -> None:
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    terminal.show_objective(objectives.get(name), beta=0.1, console=console)
+    drawn = [line for line in console.export_text().splitlines() if "⠀" in line or "|-" in line]
+    assert 26 >= len(drawn) >= 13 and max(map(len, drawn)) <= width
+
+
+def test_a_curve_shows_its_values() -> None:
+    # At margin 0 DPO's loss is log 2 and its slope -beta/2: the middle column's dot is in that row.
+    plot = terminal._plot([-1.0, 0.0, 1.0], [2.0, 1.0, 0.0], "loss", 40, Console(width=80)).plain
+    rows = [line.split("|")[1] for line in plot.splitlines() if "⠀" in line]
+    first = [
+        min(i for i, dot in enumerate(row[1:]) if dot not in "⠀⡇⠒")
+        for row in rows
+        if set(row[1:]) - set("⠀⡇⠒ ")
+    ]
+    assert first == sorted(first) and len(first) > 8  # falls from the upper left to the lower right
+    flat = terminal._plot([0.0, 1.0], [float("nan"), float("inf")], "loss", 40, Console(width=80)).plain
+    assert flat == "loss: not finite anywhere"
+
+
+def test_check_accepts_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(DPO)
+    assert main(["check", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("accepted") and re.search(r"hash +\w{8}", text)
+
+
+@pytest.mark.parametrize(
+    ("source", "stage"),
+    [
+        ("import os\n" + DPO, "syntax"),
+        (DPO.replace("jax.nn.softplus", "jax.nn.sotfplus"), "syntax"),
+        ("", "syntax"),
+        ("\xff" + DPO, "text"),
+        ("#" * 70_000, "text"),
+    ],
+)
+def test_check_names_stage_and_reason(source: str, stage: str) -> None:
+    done = launch("check", "-", stdin=source)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith(f"rejected at {stage}") and ": " in done.stdout
