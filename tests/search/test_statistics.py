@@ -50,7 +50,7 @@ def simulate(rng, seeds, prompts=64, objectives=2, seed_sd=0.03, noise=0.2, shif
 @pytest.mark.parametrize("seeds", [2, 3, 4])
 def test_intervals_of_the_frontier_difference_cover_what_they_say(seeds):
     rng = np.random.default_rng(seeds)
-    covered, tested = 0, 1000
+    covered, tested = 0, 500
     for _ in range(tested):
         (one, other), sft = simulate(rng, seeds)
         result = compare({"one": one}, other, sft, BUDGET, rng=rng, replicates=200)["one"]
@@ -58,15 +58,15 @@ def test_intervals_of_the_frontier_difference_cover_what_they_say(seeds):
         covered += low <= 0 <= high
         # The p value and the interval are the same statement.
         assert (result.p_value < 0.05) == (not low <= 0 <= high)
-    # Measured on 1,500 others: .967, .970, .964. Two standard errors of this simulation are .011.
-    assert 0.93 - 0.011 <= covered / tested <= 0.97 + 0.011
+    # Measured on 1,500 others: .967, .970, .964. Two standard errors of this simulation are .015.
+    assert 0.93 - 0.015 <= covered / tested <= 0.97 + 0.015
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 4])
 @pytest.mark.parametrize("seed_sd", [0.0, 0.02, 0.1])
 def test_intervals_of_means_cover_whatever_the_share_of_the_seeds(seeds, seed_sd):
     rng = np.random.default_rng(7)
-    tested, covered = 2000, 0
+    tested, covered = 1000, 0
     for _ in range(tested):
         x = rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, 0.15, 100) + rng.normal(0, 0.2, (seeds, 100))
         low, high = interval(mean(x))
@@ -79,7 +79,7 @@ def test_intervals_cover_a_real_difference():
     rng = np.random.default_rng(11)
     (big, big_base), sft = simulate(rng, seeds=400, prompts=4000, shifts=[0.05, 0.0], noise=0.0)
     truth = compare({"a": big}, big_base, sft, BUDGET, rng=rng, replicates=2)["a"].difference.value
-    covered, tested = 0, 300
+    covered, tested = 0, 200
     for _ in range(tested):
         (one, base), sft = simulate(rng, seeds=4, shifts=[0.05, 0.0])
         low, high = compare({"a": one}, base, sft, BUDGET, rng=rng, replicates=200)["a"].interval
