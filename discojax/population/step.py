@@ -18,6 +18,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from discojax.data.pairs import Pairs
 from discojax.objectives import machine
 from discojax.objectives.types import LogProbs
 from discojax.policies.logprobs import completion_logps
@@ -25,7 +26,7 @@ from discojax.population.lanes import LaneSettings, LaneState
 from discojax.population.optimizer import OptimizerConfig, apply, make_optimizer, schedule
 from discojax.population.order import batch_indices
 
-__all__ = ["PairArrays", "StepConfig", "StepMetrics", "make_advance", "make_reset"]
+__all__ = ["StepConfig", "StepMetrics", "make_advance", "make_reset"]
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,6 @@ class StepConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
-class PairArrays(NamedTuple):
-    """Preference pairs on the device, with the reference's log-probabilities (computed once).
-
-    Attributes:
-      chosen_ids, rejected_ids: prompt, completion, padding.
-      prompt_lengths, chosen_lengths, rejected_lengths: in tokens; completions include their end.
-      reference_chosen, reference_rejected: summed over the completion, float32 nats.
-    """
-
-    chosen_ids: Int[Array, "pairs time"]
-    rejected_ids: Int[Array, "pairs time"]
-    prompt_lengths: Int[Array, " pairs"]
-    chosen_lengths: Int[Array, " pairs"]
-    rejected_lengths: Int[Array, " pairs"]
-    reference_chosen: Float[Array, " pairs"]
-    reference_rejected: Float[Array, " pairs"]
-
-
 class StepMetrics(NamedTuple):
     """Sums over the steps a lane took in a call; divide by `steps`.
 
@@ -81,10 +64,10 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, " lanes"]
 
 
-def _batch_logprobs(policy, batch: PairArrays, tokens: int, block: int) -> LogProbs:
+def _batch_logprobs(policy, batch: Pairs, tokens: int, block: int) -> LogProbs:
     ids = jnp.concatenate([batch.chosen_ids, batch.rejected_ids])
-    prompts = jnp.concatenate([batch.prompt_lengths, batch.prompt_lengths])
-    lengths = jnp.concatenate([batch.chosen_lengths, batch.rejected_lengths])
+    prompts = jnp.concatenate([batch.prompt_length, batch.prompt_length])
+    lengths = jnp.concatenate([batch.chosen_length, batch.rejected_length])
     logps = completion_logps(policy, ids, prompts, lengths, tokens=tokens, block=block)
     chosen, rejected = jnp.split(logps, 2)
     return LogProbs(
@@ -92,15 +75,15 @@ def _batch_logprobs(policy, batch: PairArrays, tokens: int, block: int) -> LogPr
         rejected,
         batch.reference_chosen,
         batch.reference_rejected,
-        batch.chosen_lengths,
-        batch.rejected_lengths,
+        batch.chosen_length,
+        batch.rejected_length,
     )
 
 
 def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
     optimizer = make_optimizer(config.optimizer)
 
-    def lane_step(state: LaneState, settings: LaneSettings, data: PairArrays):
+    def lane_step(state: LaneState, settings: LaneSettings, data: Pairs):
         """One step of one lane (no lane axis)."""
         pairs = data.chosen_ids.shape[0]
         index = batch_indices(settings.seed, state.step, pairs=pairs, batch=config.batch)
@@ -139,7 +122,7 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
 
 def make_advance(
     graph: nnx.GraphDef, config: StepConfig, *, tokens: int, mesh: jax.sharding.Mesh
-) -> Callable[[LaneState, LaneSettings, PairArrays], tuple[LaneState, StepMetrics]]:
+) -> Callable[[LaneState, LaneSettings, Pairs], tuple[LaneState, StepMetrics]]:
     """Builds the jitted step: up to `config.chunk` steps for every lane that is not idle.
 
     Args:
@@ -156,7 +139,7 @@ def make_advance(
     def nothing() -> StepMetrics:
         return StepMetrics(jnp.int32(0), *(jnp.float32(0) for _ in StepMetrics._fields[1:]))
 
-    def mapped(state: LaneState, settings: LaneSettings, data: PairArrays):
+    def mapped(state: LaneState, settings: LaneSettings, data: Pairs):
         def lane(arguments):
             state, settings = arguments
 
@@ -170,7 +153,7 @@ def make_advance(
 
         return jax.lax.map(lane, (state, settings))
 
-    def vmapped(state: LaneState, settings: LaneSettings, data: PairArrays):
+    def vmapped(state: LaneState, settings: LaneSettings, data: Pairs):
         def guarded(state, settings):
             moved, metrics = lane_step(state, settings, data)
             active = state.step < settings.steps
