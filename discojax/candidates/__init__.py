@@ -13,6 +13,7 @@ from discojax.candidates.canonical import (
     with_constants,
 )
 from discojax.candidates.errors import STAGES, CandidateError, Stage
+from discojax.candidates.gate import CheckResult, check, check_many, compile, warm
 from discojax.candidates.graph import Apply, Argument, Constant, GraphError, Node
 from discojax.candidates.lower import interpret, lower
 from discojax.candidates.objective import Program, from_function, from_graph, parse
@@ -23,6 +24,7 @@ __all__ = [
     "Apply",
     "Argument",
     "CandidateError",
+    "CheckResult",
     "Constant",
     "GraphError",
     "Node",
@@ -31,6 +33,9 @@ __all__ = [
     "apply",
     "as_number",
     "as_truth",
+    "check",
+    "check_many",
+    "compile",
     "from_function",
     "from_graph",
     "interpret",
@@ -39,5 +44,6 @@ __all__ = [
     "replace",
     "rewrite",
     "to_source",
+    "warm",
     "with_constants",
 ]

@@ -248,9 +248,27 @@ def _multiply(a: Node, b: Node) -> Node | None:
     c = _constant(b)
     if c == 1:
         return a
+    if c == 0 and _never_overflows(a):
+        return Constant(0.0)
     if c is not None and c < 0:  # signs move outwards, so that z and -z share all but the sign
         return apply("negative", apply("multiply", a, -c))
     return _signs("multiply", a, b) or (apply("square", a) if a == b else None)
+
+
+_TAME = frozenset(
+    ["add", "subtract", "negative", "abs", "relu", "softplus", "sigmoid", "tanh", "sign", "maximum", "minimum"]
+)
+
+
+def _never_overflows(node: Node) -> bool:
+    """Whether the value is finite for any log-probabilities, so that zero times it is zero."""
+    linear = all(
+        not isinstance(inside, Apply)
+        or inside.operator in _TAME
+        or (inside.operator == "multiply" and not all(isinstance(x, Apply) for x in inside.operands))
+        for inside in nodes(node)
+    )
+    return linear and node.depth <= 8  # at most 8 factors, each a constant or a log-probability
 
 
 def _divide(a: Node, b: Node) -> Node | None:
