@@ -14,17 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from discojax import objectives
-from discojax.candidates import (
-    Apply,
-    CandidateError,
-    Constant,
-    GraphError,
-    Node,
-    from_graph,
-    parse,
-    rewrite,
-    to_source,
-)
+from discojax.candidates import CandidateError, GraphError, Node, from_graph, parse, to_source
 from discojax.candidates.graph import operations
 from discojax.errors import UserError, nearest
 from discojax.proposers import grammar, screening, selection, variation
@@ -92,7 +82,7 @@ class Evolution:
     library: tuple[str, ...] = ()
     max_operations: int = 40
     operators: Mapping[str, float] = field(default_factory=lambda: OPERATORS, hash=False)
-    tournament: int = 3
+    tournament: int = 4
     explore: float = 0.25
     novelty: float = 0.02
 
@@ -169,7 +159,7 @@ class Evolution:
             stems, change = _vary(operator, parents, rng)
             if change is None:
                 return None
-            graph = from_graph(change.graph if operator == "tune" else _without_zeros(change.graph)).graph
+            graph = from_graph(change.graph).graph
             if graph.shape != "batch" or operations(graph) > self.max_operations or not known.is_new(graph):
                 return None
             name = known.name("_".join((operator, *stems)), graph)
@@ -192,17 +182,6 @@ def _vary(operator: str, parents: Sequence[Member], rng: random.Random) -> tuple
     if other is None:
         return stems, _ALONE[operator](one, rng)
     return stems, _IN_PAIRS[operator](one, other, rng)
-
-
-def _without_zeros(graph: Node) -> Node:
-    """Without terms multiplied by 0.0, as DPO's label smoothing is until it is tuned."""
-    zero = Constant(0.0)
-
-    def dropped(node: Node) -> Node | None:
-        product = isinstance(node, Apply) and node.operator == "multiply" and zero in node.operands
-        return zero if product else None
-
-    return rewrite(graph, dropped)
 
 
 _OWN_NAME = re.compile(rf"(?:{'|'.join(OPERATORS)})_(.+)_[0-9a-f]{{4,}}")

@@ -257,7 +257,7 @@ def tune(root: Node, rng: random.Random, spread: float = 0.4) -> Change | None:
     chosen = range(len(old)) if many else [rng.randrange(len(old))]
     new = list(old)
     for i in chosen:
-        # A zero has no scale of its own: label smoothing and thresholds are of the order of 0.1.
+        # A zero has no scale of its own; thresholds are of the order of 0.1.
         value = abs(rng.gauss(0.0, 0.1)) if old[i] == 0 else old[i] * rng.lognormvariate(0.0, spread)
         new[i] = float(f"{value:.3g}")
     child = with_constants(root, new)
