@@ -1,7 +1,8 @@
 """Builds graphs in canonical form, so that one program written in two ways has one hash.
 
-A rewrite stands here only if it is exact in float32, value and gradient: `-(a - b)` is `b - a`,
-`a / 2` is `0.5 * a`, `log_sigmoid(a)` is `-softplus(-a)`. Sums are not reassociated, although
+A rewrite stands here only if it is exact in float32, value and gradient: `a / 2` is `0.5 * a`,
+`log_sigmoid(a)` is `-softplus(-a)`, and minus signs move outwards through products and sums, so
+that `beta * (b - a)` is `-(beta * (a - b))`. Sums are not reassociated, although
 `(a - b) - (c - d)` equals `(a - c) - (b - d)` on paper: with log-probabilities of several hundred
 the two differ by 1e-4 in float32, and a candidate is run as its author wrote it.
 """
@@ -120,11 +121,11 @@ def with_constants(root: Node, values: Sequence[float]) -> Node:
     return replace(root, {Constant(a): Constant(float(b)) for a, b in zip(old, values, strict=True) if a != b})
 
 
-def _order(node: Node) -> tuple[int, int, bytes, bytes]:
-    # The skeleton before the digest: tuning a constant should not reorder the program.
-    if isinstance(node, Argument):
-        return (0, ARGUMENTS.index(node.name), node.skeleton, node.digest)
-    return (2 if isinstance(node, Constant) else 1, node.depth, node.skeleton, node.digest)
+def _order(node: Node) -> tuple[int, int, int, bytes, bytes]:
+    # Chosen before rejected, policy before reference, as they are written on paper; and the
+    # skeleton before the digest, since tuning a constant should not reorder the program.
+    rank = 0 if isinstance(node, Argument) else 2 if isinstance(node, Constant) else 1
+    return (rank, node.depth, node.leading, node.skeleton, node.digest)
 
 
 def _of_the_same(operator: str, operands: tuple[Node, ...]) -> Node:
@@ -217,7 +218,11 @@ def _constant(node: Node) -> float | None:
 def _negative(a: Node) -> Node | None:
     if _is(a, "negative"):
         return _inside(a)
-    return apply("subtract", _inside(a, 1), _inside(a, 0)) if _is(a, "subtract") else None
+    if _is(a, "add") and (c := _constant(_inside(a, 1))) is not None:
+        return apply("subtract", -c, _inside(a))
+    if _is(a, "subtract") and (c := _constant(_inside(a))) is not None:
+        return apply("add", _inside(a, 1), -c)
+    return None
 
 
 def _add(a: Node, b: Node) -> Node | None:
@@ -241,6 +246,8 @@ def _subtract(a: Node, b: Node) -> Node | None:
         return apply("add", a, _inside(b))
     if _is(a, "negative"):
         return apply("negative", apply("add", _inside(a), b))
+    if _constant(a) is None and _order(a) > _order(b):
+        return apply("negative", apply("subtract", b, a))  # so that a - b and b - a differ by a sign
     return None
 
 

@@ -83,12 +83,14 @@ class Argument(_Compared):
     digest: bytes = field(init=False, repr=False)
     skeleton: bytes = field(init=False, repr=False)
     depth: int = field(default=0, init=False, repr=False)
+    leading: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.name not in ARGUMENTS:
             raise GraphError(f"no argument {self.name!r}")
         digest = _sha(b"argument", self.name.encode())
-        _set(self, shape="scalar" if self.name in _SCALARS else "batch", digest=digest, skeleton=digest)
+        shape = "scalar" if self.name in _SCALARS else "batch"
+        _set(self, shape=shape, digest=digest, skeleton=digest, leading=ARGUMENTS.index(self.name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +103,7 @@ class Constant(_Compared):
     digest: bytes = field(init=False, repr=False)
     skeleton: bytes = field(init=False, repr=False)
     depth: int = field(default=0, init=False, repr=False)
+    leading: int = field(default=len(ARGUMENTS), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not representable(self.value):
@@ -129,6 +132,7 @@ class Apply(_Compared):
     digest: bytes = field(init=False, repr=False)
     skeleton: bytes = field(init=False, repr=False)
     depth: int = field(init=False, repr=False)
+    leading: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
@@ -152,6 +156,7 @@ class Apply(_Compared):
             digest=_sha(b"apply", name, *(operand.digest for operand in self.operands)),
             skeleton=_sha(b"apply", name, *(operand.skeleton for operand in self.operands)),
             depth=1 + max(operand.depth for operand in self.operands),
+            leading=min(operand.leading for operand in self.operands),
         )
 
 
@@ -160,7 +165,7 @@ Node = Argument | Constant | Apply
 
 Attributes of every node: `kind` ("number" or "truth"), `shape` ("batch": one value per pair, or
 "scalar"), `digest` (what it computes), `skeleton` (the same but for the values of constants),
-`depth` (operators on the longest path below it).
+`depth` (operators on the longest path below it), `leading` (the first of `ARGUMENTS` in it).
 """
 
 

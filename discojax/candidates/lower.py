@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import jax.numpy as jnp
 from jax import Array
@@ -12,7 +12,9 @@ from discojax.candidates.graph import Apply, Argument, Constant, Node, nodes, us
 from discojax.objectives.machine import Code, encode
 from discojax.objectives.operators import OPERATORS
 
-__all__ = ["interpret", "log_sigmoid_of", "lower"]
+__all__ = ["fuse", "interpret", "lower"]
+
+Fused = tuple[str, tuple[Node, ...]]
 
 
 def interpret(graph: Node, inputs: Mapping[str, Array]) -> Float[Array, " batch"]:
@@ -37,25 +39,42 @@ def interpret(graph: Node, inputs: Mapping[str, Array]) -> Float[Array, " batch"
     return jnp.broadcast_to(values[graph], batch)
 
 
-def log_sigmoid_of(node: Node, counts: Mapping[Node, int]) -> Node | None:
-    """x if the node is `-softplus(-x)`, the canonical log-sigmoid, and its parts have no other use."""
-    if not (isinstance(node, Apply) and node.operator == "negative"):
-        return None
-    inner = node.operands[0]
-    if not (isinstance(inner, Apply) and inner.operator == "softplus" and counts[inner] == 1):
-        return None
-    argument = inner.operands[0]
-    if isinstance(argument, Apply) and argument.operator == "negative" and counts[argument] == 1:
-        return argument.operands[0]
-    return None
+def fuse(graph: Node, keep: Container[Node] = ()) -> tuple[dict[Node, Fused], set[Node]]:
+    """Nodes that are one operation although the canonical form spells them in several.
+
+    `-softplus(-x)` is a log-sigmoid and `-(a - b)` is `b - a`, where the parts have no other use.
+
+    Args:
+      graph: the program.
+      keep: parts that must stay on their own.
+
+    Returns:
+      operator and operands by fused node, and the parts that vanish in them.
+    """
+    counts = uses(graph)
+    fused: dict[Node, Fused] = {}
+    swallowed: set[Node] = set()
+
+    def part(node: Node, operator: str) -> Apply | None:
+        alone = isinstance(node, Apply) and counts[node] == 1 and node not in keep
+        return node if alone and isinstance(node, Apply) and node.operator == operator else None
+
+    for node in reversed(nodes(graph)):
+        if not (isinstance(node, Apply) and node.operator == "negative") or node in swallowed:
+            continue
+        inner = node.operands[0]
+        if (softplus := part(inner, "softplus")) and (negative := part(softplus.operands[0], "negative")):
+            fused[node] = ("log_sigmoid", negative.operands)
+            swallowed |= {softplus, negative}
+        elif difference := part(inner, "subtract"):
+            fused[node] = ("subtract", difference.operands[::-1])
+            swallowed.add(difference)
+    return fused, swallowed
 
 
 def lower(graph: Node) -> Code:
     """The program as `machine.Code`; a shared subexpression is one instruction."""
-    counts = uses(graph)
-    order = nodes(graph)
-    fused = {node: x for node in order if (x := log_sigmoid_of(node, counts)) is not None}
-    swallowed = {part for node in fused for part in _between(node, fused[node])}
+    fused, swallowed = fuse(graph)
     index: dict[Node, int] = {}
     instructions: list[tuple[str, tuple[str | int | float, ...]]] = []
 
@@ -64,22 +83,9 @@ def lower(graph: Node) -> Code:
             return node.name
         return node.value if isinstance(node, Constant) else index[node]
 
-    for node in order:
-        if not isinstance(node, Apply) or node in swallowed:
-            continue
-        index[node] = len(instructions)
-        if node in fused:
-            instructions.append(("log_sigmoid", (operand(fused[node]),)))
-        else:
-            instructions.append((node.operator, tuple(operand(x) for x in node.operands)))
+    for node in nodes(graph):
+        if isinstance(node, Apply) and node not in swallowed:
+            operator, operands = fused.get(node, (node.operator, node.operands))
+            index[node] = len(instructions)
+            instructions.append((operator, tuple(map(operand, operands))))
     return encode(instructions, operand(graph))
-
-
-def _between(outer: Node, inner: Node) -> list[Node]:
-    parts = []
-    node = outer
-    while node != inner:
-        assert isinstance(node, Apply)
-        node = node.operands[0]
-        parts.append(node)
-    return parts[:-1]

@@ -15,7 +15,7 @@ from discojax.candidates.graph import (
     nodes,
     uses,
 )
-from discojax.candidates.lower import log_sigmoid_of
+from discojax.candidates.lower import fuse
 from discojax.candidates.text import LARGEST_SOURCE
 from discojax.objectives.types import ARGUMENTS
 
@@ -85,6 +85,7 @@ class _Printer:
         self.graph = graph
         self.compact = compact
         self.counts: Mapping[Node, int] = uses(graph)
+        self.fused, self.swallowed = fuse(graph, keep=() if compact else _KNOWN)
         self.lines: list[str] = []
         self.names: set[str] = set()
         self.texts: dict[Node, tuple[str, int]] = {}
@@ -93,7 +94,10 @@ class _Printer:
         read = arguments(self.graph)
         parameters = [*ARGUMENTS[:5], *(a for a in ARGUMENTS[5:] if a in read)]
         for node in nodes(self.graph):
-            self.texts[node] = self.leaf(node) if not isinstance(node, Apply) else self.place(node, *self.render(node))
+            if not isinstance(node, Apply):
+                self.texts[node] = self.leaf(node)
+            elif node not in self.swallowed:
+                self.texts[node] = self.place(node, *self.render(*self.fused.get(node, (node.operator, node.operands))))
         quoted = docstring.replace("\\", "/").replace('"', "'")
         body = [f'"""{quoted}"""'] if quoted else []
         body += [*self.lines, f"return {self.texts[self.graph][0]}"]
@@ -130,36 +134,32 @@ class _Printer:
     def infix(self, left: Node, operator: str, right: Node, binding: int) -> tuple[str, int]:
         return f"{self.operand(left, binding)} {operator} {self.operand(right, binding + 1)}", binding
 
-    def render(self, node: Apply) -> tuple[str, int]:
-        x = node.operands
-        x_log_sigmoid = log_sigmoid_of(node, self.counts)
-        if x_log_sigmoid is not None:
-            return f"jax.nn.log_sigmoid({self.texts[x_log_sigmoid][0]})", _ATOM
-        if node.operator == "negative":
+    def render(self, operator: str, x: tuple[Node, ...]) -> tuple[str, int]:
+        if operator == "negative":
             return f"-{self.operand(x[0], _POWER)}", _SIGN
-        if node.operator == "reciprocal":
+        if operator == "reciprocal":
             return f"1.0 / {self.operand(x[0], _PRODUCT + 1)}", _PRODUCT
-        if node.operator == "square" and self.texts[x[0]][0].isidentifier():
+        if operator == "square" and self.texts[x[0]][0].isidentifier():
             return f"{self.texts[x[0]][0]} ** 2", _POWER
-        if node.operator == "power":
+        if operator == "power":
             return f"{self.operand(x[0], _ATOM)} ** {self.operand(x[1], _SIGN)}", _POWER
-        if node.operator == "add":
+        if operator == "add":
             if isinstance(x[1], Constant) and x[1].value < 0:
                 return f"{self.operand(x[0], _SUM)} - {-x[1].value!r}", _SUM
             return self.infix(x[0], "+", x[1], _SUM)
-        if node.operator == "subtract":
+        if operator == "subtract":
             return self.infix(x[0], "-", x[1], _SUM)
-        if node.operator == "multiply":
+        if operator == "multiply":
             # Constants stand last in the graph and first on paper.
             left, right = (x[1], x[0]) if isinstance(x[1], Constant) else x
             return self.infix(left, "*", right, _PRODUCT)
-        if node.operator == "divide":
+        if operator == "divide":
             return self.infix(x[0], "/", x[1], _PRODUCT)
-        if node.operator in _COMPARED:
-            sign = _COMPARED[node.operator]
+        if operator in _COMPARED:
+            sign = _COMPARED[operator]
             left, right = x
             if isinstance(left, Constant):
                 left, right, sign = right, left, _MIRRORED[sign]
             return f"{self.operand(left, _SUM)} {sign} {self.operand(right, _SUM)}", _COMPARE
-        ddof = ", ddof=1" if node.operator.endswith("_unbiased") else ""
-        return f"{CALLS[node.operator]}({', '.join(self.texts[operand][0] for operand in x)}{ddof})", _ATOM
+        ddof = ", ddof=1" if operator.endswith("_unbiased") else ""
+        return f"{CALLS[operator]}({', '.join(self.texts[operand][0] for operand in x)}{ddof})", _ATOM

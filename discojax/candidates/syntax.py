@@ -214,6 +214,8 @@ def _parameters(function: ast.FunctionDef, settings: Collection[str]) -> tuple[s
     if given.vararg or given.kwarg or given.posonlyargs:
         raise _refuse(function, f"plain parameters only: `{_SIGNATURE}`")
     parameters = given.args + given.kwonlyargs
+    if len({parameter.arg for parameter in parameters}) < len(parameters):
+        raise _refuse(function, "a parameter is named twice")
     if given.kwonlyargs and not settings:
         raise _refuse(function, f"plain parameters only: `{_SIGNATURE}`")
     with_default = given.args[len(given.args) - len(given.defaults) :] if given.defaults else []
