@@ -1,12 +1,13 @@
 """Typed settings: a tree of frozen dataclasses, read from YAML and `key.sub=value` overrides.
 
 A value must have exactly the type and the range that its field declares (an int will do for a
-float, a list stands for a tuple), and a mistake is one sentence that says where it stands and
-what was meant. `parse` and `dump` are inverse to each other.
+float, a list stands for a tuple, a mapping for a dataclass in one), and a mistake is one sentence
+that says where it stands and what was meant. `parse` and `dump` are inverse to each other.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import enum
 import functools
@@ -172,6 +173,11 @@ def _annotations(schema: Any) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in fields(schema)}
 
 
+def _required(schema: Any) -> set[str]:
+    missing = dataclasses.MISSING
+    return {f.name for f in fields(schema) if f.default is missing and f.default_factory is missing}
+
+
 def _names(schema: Any, prefix: str = "", sections: bool = False) -> Iterator[str]:
     for name, annotation in _fields(schema).items():
         if not is_dataclass(annotation):
@@ -238,6 +244,10 @@ def _typed(annotation: Any, value: Any, interval: Range | None = None) -> Any:
             return tuple(_typed(arguments[0], item) for item in value)
         if len(arguments) == len(value):
             return tuple(_typed(each, item) for each, item in zip(arguments, value, strict=True))
+    elif is_dataclass(annotation) and isinstance(value, dict):  # as an item of a list
+        inside = _fields(annotation)
+        if value.keys() <= inside.keys() and value.keys() >= _required(annotation):
+            return annotation(**{name: _typed(inside[name], item) for name, item in value.items()})  # type: ignore[operator]
     elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         if isinstance(value, str) and value in annotation.__members__:
             return annotation[value]
@@ -261,6 +271,9 @@ def _describe(annotation: Any, interval: Range | None = None) -> str:
         return f"a list with each item {_describe(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)} ({'; '.join(map(_describe, arguments))})"
+    if is_dataclass(annotation):
+        inside = _fields(annotation).items()
+        return "{" + "; ".join(f"{name}: {_describe(each)}" for name, each in inside) + "}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return words[annotation] + (f", {interval}" if interval else "")
 

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import yaml
@@ -129,7 +129,7 @@ def test_an_unknown_key_names_the_nearest(override: str, nearest: str) -> None:
         ("evaluation.confidence=1.5", "above 0 and at most 1", "got 1.5"),
         ("search.betas=0.1", "search.betas must be a list with each item a number, above 0", "got 0.1"),
         ("search.betas=[0.1, a]", "search.betas must be a list", "got [0.1, 'a']"),
-        ("search.rungs=[[1]]", "a list of 2", "got [[1]]"),
+        ("search.rungs=[[1]]", "search.rungs must be a list with each item a list of", "got [[1]]"),
         ("search.library={a: 1}", "search.library must be a list", "got {'a': 1}"),
         ("population.implementation=vmpa", "one of 'auto', 'vmap', 'map'", "Did you mean 'vmap'?"),
         ("policy=3", "policy is a section", "it holds layers, width"),
@@ -235,6 +235,12 @@ class Colour(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Stage:
+    seeds: Annotated[int, Range(least=1)]
+    name: str = "x"
+
+
+@dataclass(frozen=True)
 class Everything:
     flag: bool = False
     colour: Colour = Colour.RED
@@ -243,6 +249,7 @@ class Everything:
     text: str = ""
     pair: tuple[int, str] = (1, "x")
     nested: tuple[tuple[float, ...], ...] = ()
+    stages: tuple[Stage, ...] = ()
 
 
 @given(
@@ -255,6 +262,7 @@ class Everything:
         text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])),
         pair=st.tuples(st.integers(-9, 9), st.text("0123456789e.-+_:nullyesofftrue~ #'\"")),
         nested=st.lists(st.lists(st.floats(-1e300, 1e300), max_size=3).map(tuple), max_size=3).map(tuple),
+        stages=st.lists(st.builds(Stage, st.integers(1, 9), st.text("ab:"))).map(tuple),
     )
 )
 def test_dump_reads_back_equal(value: Everything) -> None:
@@ -277,6 +285,14 @@ def test_enum_optional_and_literal_are_checked() -> None:
     assert "got true" in sentence(parse, Everything, "either: true")  # True == 1
     assert "flag must be true or false, got 1" in sentence(parse, Everything, "flag: 1")
     assert "a list of 2" in sentence(parse, Everything, "pair: [1]")
+
+
+def test_dataclasses_can_stand_in_a_list() -> None:
+    value = parse(Everything, "stages: [{seeds: 2}, {seeds: 3, name: y}]")
+    assert value.stages == (Stage(2), Stage(3, "y"))
+    for wrong in ("[{name: y}]", "[{seeds: 0}]", "[{seeds: 1, more: 2}]", "[3]", "{seeds: 1}"):
+        text = sentence(parse, Everything, f"stages: {wrong}")
+        assert "stages must be a list with each item {seeds: a whole number, at least 1; name: text}" in text
 
 
 def test_a_range_says_itself() -> None:

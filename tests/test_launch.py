@@ -286,7 +286,8 @@ def test_check_accepts_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         ("import os\n" + DPO, "syntax"),
         (DPO.replace("jax.nn.softplus", "jax.nn.sotfplus"), "syntax"),
-        ("", "syntax"),
+        ("x = 1", "syntax"),
+        ("", "text"),
         ("\xff" + DPO, "text"),
         ("#" * 70_000, "text"),
     ],
