@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def with_reference(
     inputs = {
         "pairs": cache.content_hash(pairs._asdict()),
         "params": cache.content_hash([np.asarray(x) for x in jax.tree.leaves(params)]),
-        "graph": repr(jax.tree.structure(params)),
+        # Weights do not say all: the number of heads, for one, changes the function but no shape.
+        "policy": asdict(nnx.merge(graph, params).config),
         "tokens": tokens,
         "version": VERSION,
     }
@@ -58,8 +60,9 @@ def _logps(pairs: Pairs, graph: nnx.GraphDef, params: Any, tokens: int, progress
         return completion_logps(nnx.merge(graph, params), ids, prompts, lengths, tokens=tokens)
 
     count = len(pairs.prompt_length)
-    sides = []
-    for ids, lengths in ((pairs.chosen_ids, pairs.chosen_length), (pairs.rejected_ids, pairs.rejected_length)):
+    sides: list[np.ndarray] = []
+    chosen = (pairs.chosen_ids, pairs.chosen_length)
+    for ids, lengths in (chosen, (pairs.rejected_ids, pairs.rejected_length)):
         parts = []
         for start in range(0, count, _ROWS):
             rows = np.minimum(np.arange(start, start + _ROWS), count - 1)  # one shape, one compilation

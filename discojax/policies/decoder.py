@@ -16,6 +16,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from discojax.errors import UserError
+
 __all__ = ["Decoder", "DecoderConfig", "KeyValueCache"]
 
 
@@ -54,8 +56,9 @@ class Attention(nnx.Module):
         scale = nnx.initializers.normal(config.width**-0.5)
         out = nnx.initializers.normal((2 * config.layers * config.width) ** -0.5)
         self.heads = config.heads
-        self.project = nnx.Linear(config.width, 3 * config.width, use_bias=False, kernel_init=scale, rngs=rngs)
-        self.output = nnx.Linear(config.width, config.width, use_bias=False, kernel_init=out, rngs=rngs)
+        width = config.width
+        self.project = nnx.Linear(width, 3 * width, use_bias=False, kernel_init=scale, rngs=rngs)
+        self.output = nnx.Linear(width, width, use_bias=False, kernel_init=out, rngs=rngs)
 
     def _split(self, x: Float[Array, "tokens width"], batch: int):
         fused = self.project(x).reshape(batch, -1, 3, self.heads, x.shape[-1] // self.heads)
@@ -111,6 +114,14 @@ class Decoder(nnx.Module):
         """The output matrix: the embedding itself (tied)."""
         return self.embedding.embedding[...]
 
+    def check_length(self, time: int) -> None:
+        """Refuses more tokens than there are positions: an embedding looked up past its end is NaN."""
+        if time > self.config.max_length:
+            raise UserError(
+                f"{time} tokens do not fit into this policy's {self.config.max_length} positions: "
+                "raise policy.max_length, or lower task.prompt_tokens or task.completion_tokens."
+            )
+
     def hidden(self, ids: Int[Array, "batch time"]) -> Float[Array, "batch time width"]:
         """Final hidden states; the one at `t` predicts the token at `t + 1`.
 
@@ -119,8 +130,13 @@ class Decoder(nnx.Module):
         return self.prefill(ids)[0]
 
     def prefill(self, ids: Int[Array, "batch time"]):
-        """`hidden(ids)` and the `KeyValueCache` of these tokens."""
+        """`hidden(ids)` and the `KeyValueCache` of these tokens.
+
+        Raises:
+          UserError: there are more of them than `max_length`.
+        """
         batch, time = ids.shape
+        self.check_length(time)
         x = self.embedding(ids) + self.positions(jnp.arange(time))
         x = x.reshape(batch * time, -1)
         keys, values = [], []

@@ -51,9 +51,11 @@ def completion_divergence(
     def blocks(hidden: Array) -> Array:
         return jnp.pad(hidden.reshape(rows, width), ((0, padding), (0, 0))).reshape(-1, block, width)
 
+    def distribution(hidden: Array, head: Array) -> Array:
+        return jax.nn.log_softmax(jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32))
+
     def one(pair):
-        p = jax.nn.log_softmax(jnp.einsum("td,vd->tv", pair[0], policy.head).astype(jnp.float32))
-        q = jax.nn.log_softmax(jnp.einsum("td,vd->tv", pair[1], reference.head).astype(jnp.float32))
+        p, q = distribution(pair[0], policy.head), distribution(pair[1], reference.head)
         return jnp.sum(jnp.exp(p) * (p - q), -1), jnp.sum(jnp.exp(q) * (q - p), -1)
 
     forward, reverse = jax.lax.map(one, (blocks(mine), blocks(theirs)))

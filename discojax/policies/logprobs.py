@@ -83,9 +83,8 @@ def _backward(saved, cotangents: Array):
         d_logits = (_is_target(t, head.shape[0]) - probabilities) * cotangent[:, None]
         d_logits = d_logits.astype(h.dtype)
         d_hidden = jnp.einsum("tv,vd->td", d_logits, head)
-        return d_head + jnp.einsum(
-            "tv,td->vd", d_logits, h, preferred_element_type=jnp.float32
-        ), d_hidden
+        d_head += jnp.einsum("tv,td->vd", d_logits, h, preferred_element_type=jnp.float32)
+        return d_head, d_hidden
 
     zeros = jnp.zeros(head.shape, jnp.float32)
     d_head, d_hidden = jax.lax.scan(one, zeros, (hidden, targets, normalisers, cotangents))

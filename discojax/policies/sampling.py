@@ -56,13 +56,25 @@ def choose(
     totals = weights.sum(axis=-1)
     ends = jnp.cumsum(totals, axis=-1)
     goal = uniforms[:, None] * ends[:, -1:]
-    # Clamped to the last group and token of any weight, against rounding at the end.
-    group = jnp.minimum(jnp.sum(ends <= goal, axis=-1), jnp.max(jnp.where(totals > 0, jnp.arange(side), 0), -1))
+    group = _first_past(ends, goal, totals)
     within = jnp.take_along_axis(weights, group[:, None, None], axis=1)[:, 0]
     before = jnp.take_along_axis(ends - totals, group[:, None], axis=1)
-    offset = jnp.sum(before + jnp.cumsum(within, axis=-1) <= goal, axis=-1)
-    offset = jnp.minimum(offset, jnp.max(jnp.where(within > 0, jnp.arange(side), 0), axis=-1))
+    offset = _first_past(before + jnp.cumsum(within, axis=-1), goal, within)
     return (group * side + offset).astype(jnp.int32)
+
+
+def _first_past(
+    ends: Float[Array, "batch side"], goal: Float[Array, "batch 1"], weights: Float[Array, "batch side"]
+) -> Int[Array, " batch"]:
+    """The first entry of any weight that ends past the goal; the last of any weight if rounding leaves none.
+
+    Rounding may put an end a little before or after where it belongs. It then moves a boundary
+    between tokens of some weight, but never chooses a token of none.
+    """
+    possible = weights > 0
+    past = possible & (ends > goal)
+    last = weights.shape[-1] - 1 - jnp.argmax(possible[:, ::-1], axis=-1)
+    return jnp.where(past.any(axis=-1), jnp.argmax(past, axis=-1), last)
 
 
 def sample(
@@ -90,9 +102,13 @@ def sample(
       eos_id: ends a completion. It is part of it.
       pad_id: fills what follows.
       temperature: 0 is greedy.
+
+    Raises:
+      UserError: prompt and completion are longer than the policy's `max_length`.
     """
     batch, prompt = prompt_ids.shape
     time = prompt + tokens
+    policy.check_length(time)
     rows = jnp.arange(batch)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     uniforms = jax.vmap(lambda k: jax.random.uniform(k, (tokens,)))(keys)

@@ -22,7 +22,7 @@ def _name(path: tuple[Any, ...]) -> str:
 def save(params: Any, file: Path) -> None:
     """Writes every leaf of `params` under its path, such as `blocks.0.up.kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    save_file({_name(path): np.ascontiguousarray(leaf) for path, leaf in leaves}, file)
+    save_file({_name(path): np.asarray(leaf, order="C") for path, leaf in leaves}, file)
 
 
 def load(like: Any, file: Path) -> Any:

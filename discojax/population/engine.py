@@ -22,26 +22,50 @@ from discojax.population.lanes import Job, LaneSettings, LaneState, idle_setting
 from discojax.population.optimizer import make_optimizer
 from discojax.population.step import StepConfig, StepMetrics, make_advance, make_reset
 
-__all__ = ["Engine", "Finished", "LaneMetrics", "Progress", "make_engine", "train"]
+__all__ = [
+    "Engine",
+    "Finished",
+    "LaneMetrics",
+    "Programs",
+    "Progress",
+    "make_engine",
+    "make_programs",
+    "train",
+]
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Engine:
-    """The compiled functions of a population and what they share. Build with `make_engine`.
+class Programs:
+    """The compiled functions of a population. Build once with `make_programs`, use for any data.
 
     Attributes:
       lanes: how many policies train side by side.
-      advance, reset: see `population.step`.
-      params: the SFT weights every job starts from.
-      data: the pairs, on the device.
+      mesh: the devices.
+      fresh, advance, reset: see `population.lanes.initial_state` and `population.step`.
+      batch: pairs a step and lane.
     """
 
     lanes: int
+    mesh: jax.sharding.Mesh
+    fresh: Callable[[Any], LaneState]
     advance: Callable[[LaneState, LaneSettings, Pairs], tuple[LaneState, StepMetrics]]
     reset: Callable[[LaneState, Any, Any], LaneState]
-    fresh: Callable[[], LaneState]
+    batch: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Programs with what they work on. Build with `make_engine`.
+
+    Attributes:
+      programs: see `Programs`.
+      params: the SFT weights every job starts from, on the devices.
+      data: the pairs, on the devices.
+    """
+
+    programs: Programs
     params: Any
     data: Pairs
 
@@ -88,51 +112,48 @@ class Measure(Protocol):
     ) -> list[Any]: ...
 
 
-def make_engine(
-    graph: nnx.GraphDef,
-    params: Any,
-    data: Pairs,
-    config: StepConfig,
-    *,
-    lanes: int,
-    tokens: int,
-    mesh: jax.sharding.Mesh,
-) -> Engine:
-    """Places the data and compiles nothing yet.
+def make_programs(
+    graph: nnx.GraphDef, config: StepConfig, *, lanes: int, tokens: int, mesh: jax.sharding.Mesh
+) -> Programs:
+    """Prepares the functions of a population; each compiles when it is first called.
 
     Args:
       graph: the policy's definition.
-      params: SFT weights, no lane axis.
-      data: preference pairs with reference log-probabilities.
       config: see `StepConfig`.
       lanes: rounded up to a multiple of the mesh's `lane` axis.
       tokens: the longest completion.
       mesh: see `population.mesh`.
+    """
+    shards = mesh.shape["lane"]
+    lanes = -(-lanes // shards) * shards
+    optimizer = make_optimizer(config.optimizer)
+    return Programs(
+        lanes=lanes,
+        mesh=mesh,
+        fresh=jax.jit(
+            lambda params: initial_state(params, optimizer, lanes),
+            out_shardings=jax.NamedSharding(mesh, jax.P("lane")),
+        ),
+        advance=make_advance(graph, config, tokens=tokens, mesh=mesh),
+        reset=make_reset(config, mesh),
+        batch=config.batch,
+    )
+
+
+def make_engine(programs: Programs, params: Any, data: Pairs) -> Engine:
+    """Puts SFT weights and preference pairs (with reference log-probabilities) on the devices.
 
     Raises:
       UserError: the data has fewer pairs than one batch.
     """
-    pairs = data.chosen_ids.shape[0]
-    if pairs < config.batch:
+    pairs = len(data.prompt_length)
+    if pairs < programs.batch:
         raise UserError(
-            f"There are {pairs} preference pairs, fewer than one batch of {config.batch}: "
+            f"There are {pairs} preference pairs, fewer than one batch of {programs.batch}: "
             "raise task.pairs or lower population.batch."
         )
-    shards = mesh.shape["lane"]
-    lanes = -(-lanes // shards) * shards
-    optimizer = make_optimizer(config.optimizer)
-    sharded = jax.NamedSharding(mesh, jax.P("lane"))
-    everywhere = jax.NamedSharding(mesh, jax.P())
-    fresh = jax.jit(lambda p: initial_state(p, optimizer, lanes), out_shardings=sharded)
-    params = jax.device_put(params, everywhere)
-    return Engine(
-        lanes=lanes,
-        advance=make_advance(graph, config, tokens=tokens, mesh=mesh),
-        reset=make_reset(config, mesh),
-        fresh=lambda: fresh(params),
-        params=params,
-        data=jax.device_put(data, everywhere),
-    )
+    everywhere = jax.NamedSharding(programs.mesh, jax.P())
+    return Engine(programs, jax.device_put(params, everywhere), jax.device_put(data, everywhere))
 
 
 def train(
@@ -150,14 +171,15 @@ def train(
       measure: called with the weights of all lanes and which of them have just finished.
       progress: told after every call to the device.
     """
-    state = engine.fresh()
-    settings = idle_settings(engine.lanes)
-    owners: list[Key | None] = [None] * engine.lanes
-    totals = np.zeros((engine.lanes, len(StepMetrics._fields)))
+    programs = engine.programs
+    state = programs.fresh(engine.params)
+    settings = idle_settings(programs.lanes)
+    owners: list[Key | None] = [None] * programs.lanes
+    totals = np.zeros((programs.lanes, len(StepMetrics._fields)))
     more = True
     while True:
-        started = np.zeros(engine.lanes, bool)
-        for lane in range(engine.lanes):
+        started = np.zeros(programs.lanes, bool)
+        for lane in range(programs.lanes):
             if owners[lane] is None and more:
                 following = next(jobs, None)
                 if following is None:
@@ -169,19 +191,19 @@ def train(
         if all(owner is None for owner in owners):
             return
         if started.any():
-            state = engine.reset(state, engine.params, started)
-        state, metrics = engine.advance(state, settings, engine.data)
+            state = programs.reset(state, engine.params, started)
+        state, metrics = programs.advance(state, settings, engine.data)
         taken, step, diverged = (np.asarray(x) for x in (metrics.steps, state.step, state.diverged))
         totals += np.stack([np.asarray(x, np.float64) for x in metrics], axis=1)
 
         busy = np.array([owner is not None for owner in owners])
         ended = busy & (step >= settings.steps)
-        progress(Progress(int(taken.sum()), int(engine.lanes * taken.max(initial=0)), int(ended.sum())))
+        progress(Progress(int(taken.sum()), int(programs.lanes * taken.max(initial=0)), int(ended.sum())))
         if not ended.any():
             continue
         chosen = ended & ~diverged
         measured = iter(measure(state.params, chosen, settings.seed) if chosen.any() else [])
-        for lane in np.flatnonzero(ended):
+        for lane in np.flatnonzero(ended).tolist():
             owner = owners[lane]
             assert owner is not None
             owners[lane] = None

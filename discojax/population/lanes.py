@@ -20,6 +20,8 @@ from discojax.objectives.machine import Code, encode
 
 __all__ = ["Job", "LaneSettings", "LaneState", "idle_settings", "initial_state", "stack_jobs"]
 
+_Array = Any  # NumPy on the host, where the engine writes them; JAX in the compiled step
+
 
 class Job(NamedTuple):
     """What one lane is to train: an objective (as `code`) from the SFT weights, for `steps` steps.
@@ -39,10 +41,10 @@ class LaneSettings(NamedTuple):
     """The orders of every lane; a `Job` with a leading lane axis."""
 
     code: Code
-    beta: Float[Array, " lanes"]
-    seed: Int[Array, " lanes"]
-    learning_rate: Float[Array, " lanes"]
-    steps: Int[Array, " lanes"]
+    beta: Float[_Array, " lanes"]
+    seed: Int[_Array, " lanes"]
+    learning_rate: Float[_Array, " lanes"]
+    steps: Int[_Array, " lanes"]
 
 
 class LaneState(NamedTuple):

@@ -20,7 +20,9 @@ def make_mesh(lane: int = 0, data: int = 1, model: int = 1) -> Mesh:
     """
     devices = jax.device_count()
     if data < 1 or model < 1 or lane < 0:
-        raise UserError(f"Mesh sizes must be positive (lane may be 0 for 'the rest'); got {lane}, {data}, {model}.")
+        raise UserError(
+            f"Mesh sizes must be positive (lane may be 0 for 'the rest'); got {lane}, {data}, {model}."
+        )
     if lane == 0:
         lane = max(devices // (data * model), 1)
     if lane * data * model != devices:

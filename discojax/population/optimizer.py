@@ -43,13 +43,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def schedule(
-    config: OptimizerConfig, step: Int[Array, ""], steps: Int[Array, ""]
-) -> Float[Array, ""]:
+def schedule(config: OptimizerConfig, step: Int[Array, ""], steps: Int[Array, ""]) -> Float[Array, ""]:
     """The factor on a lane's learning rate at `step` of `steps`, in (0, 1]."""
     done = step.astype(jnp.float32)
     total = jnp.maximum(steps.astype(jnp.float32), 1.0)
-    warm = jnp.maximum(jnp.ceil(config.warmup * total), 1.0)
+    # A little less than the product, which float32 may round up past a whole number of steps.
+    warm = jnp.maximum(jnp.ceil(config.warmup * total * (1.0 - 1e-6)), 1.0)
     rising = (done + 1.0) / warm
     left = jnp.clip((total - done) / jnp.maximum(total - warm + 1.0, 1.0), 0.0, 1.0)
     falling = {

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from discojax.data.pairs import Pairs
 from discojax.objectives import machine
 from discojax.objectives.types import LogProbs
+from discojax.policies.decoder import Decoder
 from discojax.policies.logprobs import completion_logps
 from discojax.population.lanes import LaneSettings, LaneState
 from discojax.population.optimizer import OptimizerConfig, apply, make_optimizer, schedule
@@ -64,7 +65,8 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, " lanes"]
 
 
-def _batch_logprobs(policy, batch: Pairs, tokens: int, block: int) -> LogProbs:
+def _batch_logprobs(policy: Decoder, batch: Any, tokens: int, block: int) -> LogProbs:
+    """Log-probabilities of a batch of `Pairs` as they are inside the compiled step: JAX arrays."""
     ids = jnp.concatenate([batch.chosen_ids, batch.rejected_ids])
     prompts = jnp.concatenate([batch.prompt_length, batch.prompt_length])
     lengths = jnp.concatenate([batch.chosen_length, batch.rejected_length])
@@ -103,11 +105,11 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
 
         # A bad step is not taken: the lane keeps its last good weights, marked, and goes idle.
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        kept = jax.tree.map(
+        params, moments = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), (params, moments), (state.params, state.moments)
         )
         step = jnp.where(good, state.step + 1, jnp.maximum(settings.steps, state.step))
-        state = LaneState(*kept, step, state.diverged | ~good)
+        state = LaneState(params, moments, step, state.diverged | ~good)
 
         margin = (logps.policy_chosen - logps.reference_chosen) - (
             logps.policy_rejected - logps.reference_rejected
@@ -210,8 +212,8 @@ def make_reset(config: StepConfig, mesh: jax.sharding.Mesh):
             return jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
         start = (params, optimizer.init(params))
-        kept = jax.tree.map(choose, (state.params, state.moments), start)
-        return LaneState(*kept, jnp.where(fresh, 0, state.step), state.diverged & ~fresh)
+        params, moments = jax.tree.map(choose, (state.params, state.moments), start)
+        return LaneState(params, moments, jnp.where(fresh, 0, state.step), state.diverged & ~fresh)
 
     return jax.jit(
         reset, in_shardings=(lanes, everywhere, lanes), out_shardings=lanes, donate_argnums=0

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from discojax.policies.divergence import Divergence, completion_divergence
 from discojax.policies.sampling import Samples, sample
 
-__all__ = ["Measurement", "Prompts", "SamplingConfig", "make_measure", "make_sampler"]
+__all__ = ["Measurement", "Prompts", "Sampler", "SamplingConfig", "make_measure", "make_sampler"]
 
 
 class Prompts(NamedTuple):
@@ -53,31 +53,26 @@ class Measurement(NamedTuple):
     completions: list[str]
 
 
-def make_sampler(
-    graph: nnx.GraphDef,
-    reference: Any,
-    prompts: Prompts,
-    config: SamplingConfig,
-    *,
-    mesh: jax.sharding.Mesh,
-    implementation: str,
-) -> Callable[[Any, Any, Any], tuple[Samples, Divergence]]:
-    """Builds `(params, chosen, seeds) -> samples, divergences`, jitted, `[lanes, prompts, ...]`.
+Sampler = Callable[[Any, Any, Any, Prompts, Any], tuple[Samples, Divergence]]
 
-    Only lanes where `chosen` is true are worked on; the others' values mean nothing. A lane's
-    randomness comes from its seed alone, so lanes of one seed are given the same draws (common
-    random numbers) and their difference is sharper than either of them.
+
+def make_sampler(
+    graph: nnx.GraphDef, config: SamplingConfig, *, mesh: jax.sharding.Mesh, implementation: str
+) -> Sampler:
+    """Builds `(params, chosen, seeds, prompts, reference) -> samples, divergences`, jitted.
+
+    Results are `[lanes, prompts, ...]`. Only lanes where `chosen` is true are worked on; the
+    others' values mean nothing. A lane's randomness comes from its seed alone, so lanes of one seed
+    are given the same draws (common random numbers) and their difference is sharper than either.
     """
-    ids, lengths = (jnp.asarray(x, jnp.int32) for x in prompts)
-    batch, width = ids.shape
     tokens = config.tokens
 
-    def measure_lane(params: Any, seed: jax.Array, reference: Any):
+    def measure_lane(params, seed, prompts, reference):
         policy = nnx.merge(graph, params)
         samples = sample(
             policy,
-            ids,
-            lengths,
+            prompts.ids,
+            prompts.lengths,
             jax.random.fold_in(jax.random.key(0x5A3), seed),
             tokens=tokens,
             eos_id=config.eos_id,
@@ -85,40 +80,51 @@ def make_sampler(
             temperature=config.temperature,
         )
         divergence = completion_divergence(
-            policy, nnx.merge(graph, reference), samples.ids, lengths, samples.completion_lengths, tokens=tokens
+            policy,
+            nnx.merge(graph, reference),
+            samples.ids,
+            prompts.lengths,
+            samples.completion_lengths,
+            tokens=tokens,
         )
         return samples, divergence
 
-    def skip_lane():
+    def skip_lane(prompts):
+        batch, width = prompts.ids.shape
         zeros = jnp.zeros(batch, jnp.float32)
         empty = Samples(jnp.zeros((batch, width + tokens), jnp.int32), jnp.zeros(batch, jnp.int32))
         return empty, Divergence(zeros, zeros)
 
-    def mapped(params, chosen, seeds, reference):
+    def mapped(params, chosen, seeds, prompts, reference):
         def lane(arguments):
             params, chosen, seed = arguments
-            return jax.lax.cond(chosen, lambda: measure_lane(params, seed, reference), skip_lane)
+            return jax.lax.cond(
+                chosen, lambda: measure_lane(params, seed, prompts, reference), lambda: skip_lane(prompts)
+            )
 
         return jax.lax.map(lane, (params, chosen, seeds))
 
-    def vmapped(params, chosen, seeds, reference):
+    def vmapped(params, chosen, seeds, prompts, reference):
         del chosen  # all lanes at once: leaving some out would save nothing
-        return jax.vmap(measure_lane, in_axes=(0, 0, None))(params, seeds, reference)
+        return jax.vmap(measure_lane, in_axes=(0, 0, None, None))(params, seeds, prompts, reference)
 
     lane, everywhere = jax.P("lane"), jax.P()
     body: Any = vmapped
     if implementation == "map":
         body = jax.shard_map(
-            mapped, mesh=mesh, in_specs=(lane, lane, lane, everywhere), out_specs=lane, check_vma=False
+            mapped,
+            mesh=mesh,
+            in_specs=(lane, lane, lane, everywhere, everywhere),
+            out_specs=lane,
+            check_vma=False,
         )
-    compiled = jax.jit(body, out_shardings=jax.NamedSharding(mesh, lane))
-    reference = jax.device_put(reference, jax.NamedSharding(mesh, everywhere))
-    return lambda params, chosen, seeds: compiled(params, chosen, seeds, reference)
+    return jax.jit(body, out_shardings=jax.NamedSharding(mesh, lane))
 
 
 def make_measure(
-    sampler: Callable[[Any, Any, Any], tuple[Samples, Divergence]],
+    sampler: Sampler,
     prompts: Prompts,
+    reference: Any,
     *,
     decode: Callable[[Sequence[Sequence[int]]], list[str]],
     reward: Callable[[Sequence[str]], Float[np.ndarray, " texts"]],
@@ -128,7 +134,8 @@ def make_measure(
 
     Args:
       sampler: see `make_sampler`.
-      prompts: the same prompts.
+      prompts: what to complete.
+      reference: SFT weights, from which KL is measured.
       decode: token ids to texts, special tokens left out.
       reward: of texts.
       reward_sees_prompt: whether it reads prompt and completion, as the DiscoPOP paper's does, or
@@ -136,13 +143,17 @@ def make_measure(
     """
 
     def measure(params: Any, chosen: Any, seeds: Any) -> list[Measurement]:
-        samples, divergence = jax.tree.map(np.asarray, sampler(params, np.asarray(chosen), np.asarray(seeds)))
+        samples, divergence = jax.tree.map(
+            np.asarray, sampler(params, np.asarray(chosen), np.asarray(seeds), prompts, reference)
+        )
         results = []
         for lane in np.flatnonzero(chosen):
             ids, lengths = samples.ids[lane], samples.completion_lengths[lane]
             ends = prompts.lengths + lengths
             completions = decode([row[a:b] for row, a, b in zip(ids, prompts.lengths, ends, strict=True)])
-            texts = decode([row[:b] for row, b in zip(ids, ends, strict=True)]) if reward_sees_prompt else completions
+            texts = completions
+            if reward_sees_prompt:
+                texts = decode([row[:b] for row, b in zip(ids, ends, strict=True)])
             results.append(
                 Measurement(
                     np.asarray(reward(texts), np.float32),

@@ -9,7 +9,7 @@ models, the supervised policy, sampled preference pairs, the reference's log-pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,21 @@ class ReviewsConfig:
       sft: how it learns to write reviews.
       prompt_tokens: prompts have 2 to this many tokens of a review, after the beginning-of-sequence.
       completion_tokens: the longest completion.
-      pairs: how many prompts are given two completions.
+      pairs: how many prompts make a preference pair.
       temperature: of sampling.
+      completions: sampled a prompt, of which the two furthest apart in reward make the pair.
+      label_temperature: of the Bradley-Terry labels, in logits of the labelling reward.
       seed: of everything built here; a run's own seed is another.
     """
 
     policy: DecoderConfig
-    sft: sft.SftConfig = sft.SftConfig()
+    sft: sft.SftConfig = field(default_factory=sft.SftConfig)
     prompt_tokens: int = 6
     completion_tokens: int = 20
     pairs: int = 1024
     temperature: float = 1.0
+    completions: int = 4
+    label_temperature: float = 0.25
     seed: int = 0
 
 
@@ -135,7 +139,8 @@ def build(
     sampling = SamplingConfig(config.completion_tokens, tokenizer.EOS, tokenizer.PAD, config.temperature)
 
     prompts = _all_prompts(texts, tokens, config)
-    training = Prompts(*(array[: config.pairs] for array in prompts[name, "policy"]))
+    spare = config.pairs + config.pairs // 20 + 8  # some are dropped, and both tasks shall have as many
+    training = Prompts(*(array[:spare] for array in prompts[name, "policy"]))
     pairs, dropped = _pairs(
         name, graph, params, training, tokens, sampling,
         models["reward_label"], config, root, report,
@@ -250,6 +255,9 @@ def _pairs(name, graph, params, prompts: Prompts, tokens, sampling, model, confi
         "prompts": cache.content_hash(list(prompts)),
         "reward": model.sha256,
         "sampling": asdict(sampling),
+        "pairs": config.pairs,
+        "completions": config.completions,
+        "label_temperature": config.label_temperature,
         "seed": config.seed,
         "version": VERSION,
     }
@@ -257,10 +265,11 @@ def _pairs(name, graph, params, prompts: Prompts, tokens, sampling, model, confi
     def make(directory: Path) -> None:
         pairs, dropped = sample_pairs(
             graph, params, prompts, config=sampling, seed=config.seed, logit=model.logit,
+            completions=config.completions, label_temperature=config.label_temperature,
             decode=lambda rows: tokens.decode_batch([[int(i) for i in row] for row in rows]),
             progress=lambda done, total: report(f"preference pairs ({name})", done, total),
         )  # fmt: skip
-        arrays = {key: value for key, value in pairs._asdict().items() if value is not None}
+        arrays = {key: x[: config.pairs] for key, x in pairs._asdict().items() if x is not None}
         np.savez(directory / "pairs.npz", dropped=dropped.total, **arrays)
 
     directory = cache.build("pairs", inputs, make, root)

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
+from scipy.special import expit
 
 from discojax.data.pairs import Dropped, Pairs, make_pairs
+from discojax.errors import UserError
 from discojax.policies.sampling import sample
 from discojax.tasks.measure import Prompts, SamplingConfig
 
@@ -28,45 +30,53 @@ def sample_pairs(
     decode: Callable[[Sequence[Sequence[int]]], list[str]],
     logit: Callable[[Sequence[str]], Float[np.ndarray, " texts"]],
     seed: int,
+    completions: int = 2,
+    label_temperature: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Pairs, Dropped]:
-    """Two completions a prompt, the preferred one drawn by Bradley and Terry's model.
+    """Pairs of completions, the preferred one drawn by Bradley and Terry's model.
 
-    The probability that the first is preferred is `sigmoid(logit(first) - logit(second))`, where
-    the logit is the labelling reward's of prompt and completion together.
+    Of `completions` samples a prompt the two whose rewards lie furthest apart make the pair. The
+    probability that the first is preferred is `sigmoid((logit(first) - logit(second)) /
+    label_temperature)`, where the logit is the labelling reward's of prompt and completion together.
 
     Returns:
       The pairs (no reference log-probabilities yet), and an account of those dropped.
     """
-    first, first_lengths = _sample_all(graph, params, prompts, config, 2 * seed, progress)
-    second, second_lengths = _sample_all(graph, params, prompts, config, 2 * seed + 1, progress)
+    if completions < 2:
+        raise UserError(f"A pair takes two: task.completions must be at least 2, not {completions}.")
+    run = _sampler(graph, config)
+    total = completions * len(prompts.lengths)
+    sampled, logits = [], []
+    for number in range(completions):
 
-    def texts(ids, lengths):
-        return decode([row[:end] for row, end in zip(ids, prompts.lengths + lengths, strict=True)])
+        def so_far(done: int, _: int, before: int = number * len(prompts.lengths)) -> None:
+            progress(before + done, total)
 
-    difference = logit(texts(first, first_lengths)) - logit(texts(second, second_lengths))
-    draws = np.random.default_rng(seed).random(len(difference))
-    first_wins = draws < 1.0 / (1.0 + np.exp(-np.asarray(difference, np.float64)))
-
-    def rows(ids, lengths):
+        ids, lengths = _sample_all(run, params, prompts, seed * completions + number, so_far)
+        ends = prompts.lengths + lengths
+        logits.append(logit(decode([row[:end] for row, end in zip(ids, ends, strict=True)])))
         starts = prompts.lengths
-        return [row[a : a + n].tolist() for row, a, n in zip(ids, starts, lengths, strict=True)]
+        sampled.append([row[a:b].tolist() for row, a, b in zip(ids, starts, ends, strict=True)])
 
-    one, other = rows(first, first_lengths), rows(second, second_lengths)
-    chosen = [a if wins else b for a, b, wins in zip(one, other, first_wins, strict=True)]
-    rejected = [b if wins else a for a, b, wins in zip(one, other, first_wins, strict=True)]
+    scores = np.asarray(logits, np.float64)
+    high, low = scores.argmax(0), scores.argmin(0)
+    gap = scores.max(0) - scores.min(0)
+    swapped = np.random.default_rng(seed).random(len(gap)) > expit(gap / label_temperature)
+    chosen, rejected = np.where(swapped, low, high), np.where(swapped, high, low)
     return make_pairs(
         [row[:n].tolist() for row, n in zip(prompts.ids, prompts.lengths, strict=True)],
-        chosen,
-        rejected,
+        [sampled[which][row] for row, which in enumerate(chosen)],
+        [sampled[which][row] for row, which in enumerate(rejected)],
         max_length=prompts.ids.shape[1] + config.tokens,
         eos_id=config.eos_id,
         pad_id=config.pad_id,
         append_eos=False,
+        max_completion=config.tokens,
     )
 
 
-def _sample_all(graph, params, prompts: Prompts, config: SamplingConfig, seed: int, progress):
+def _sampler(graph: nnx.GraphDef, config: SamplingConfig):
     @jax.jit
     def run(params, ids, lengths, key):
         return sample(
@@ -80,6 +90,10 @@ def _sample_all(graph, params, prompts: Prompts, config: SamplingConfig, seed: i
             temperature=config.temperature,
         )
 
+    return run
+
+
+def _sample_all(run, params: Any, prompts: Prompts, seed: int, progress: Callable[[int, int], None]):
     count = len(prompts.lengths)
     ids, lengths = [], []
     for part, start in enumerate(range(0, count, _ROWS)):
