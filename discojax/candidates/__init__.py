@@ -4,6 +4,7 @@
 with `apply` and changed with `replace`, `rewrite` and `with_constants`.
 """
 
+from discojax.candidates.behaviour import MARGINS, Behaviour, behaviour, distance
 from discojax.candidates.canonical import (
     apply,
     as_number,
@@ -15,14 +16,17 @@ from discojax.candidates.canonical import (
 from discojax.candidates.errors import STAGES, CandidateError, Stage
 from discojax.candidates.gate import CheckResult, check, check_many, compile, warm
 from discojax.candidates.graph import Apply, Argument, Constant, GraphError, Node
+from discojax.candidates.latex import to_latex
 from discojax.candidates.lower import interpret, lower
 from discojax.candidates.objective import Program, from_function, from_graph, parse
 from discojax.candidates.printer import to_source
 
 __all__ = [
+    "MARGINS",
     "STAGES",
     "Apply",
     "Argument",
+    "Behaviour",
     "CandidateError",
     "CheckResult",
     "Constant",
@@ -33,9 +37,11 @@ __all__ = [
     "apply",
     "as_number",
     "as_truth",
+    "behaviour",
     "check",
     "check_many",
     "compile",
+    "distance",
     "from_function",
     "from_graph",
     "interpret",
@@ -43,6 +49,7 @@ __all__ = [
     "parse",
     "replace",
     "rewrite",
+    "to_latex",
     "to_source",
     "warm",
     "with_constants",

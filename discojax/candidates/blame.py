@@ -50,7 +50,7 @@ def blame(
       what: "the loss" or "the gradient", which is not finite.
       where: words for the inputs.
     """
-    values: dict[Node, np.ndarray] = {}
+    values: dict[Node, jax.Array] = {}
     for node in nodes(graph):
         if isinstance(node, Argument):
             values[node] = jnp.asarray(inputs[node.name], jnp.float32)
@@ -66,7 +66,9 @@ def blame(
                 return lines.get(node), _sentence(node, f"gives {got}", where)
             if what == "the gradient":
                 slopes = pullback(jnp.ones_like(result))
-                needed = [s for s, o in zip(slopes, node.operands, strict=True) if not isinstance(o, Constant)]
+                needed = [
+                    s for s, o in zip(slopes, node.operands, strict=True) if not isinstance(o, Constant)
+                ]
                 if not all(np.isfinite(slope).all() for slope in needed):
                     return lines.get(node), _sentence(node, "has an infinite or undefined slope", where)
     return None, f"{what} is not finite {where}; keep the argument of each exp, log and division bounded"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from discojax.candidates.folding import fold
 from discojax.candidates.graph import (
     Apply,
     Argument,
@@ -23,7 +24,6 @@ from discojax.candidates.graph import (
     representable,
 )
 from discojax.objectives.operators import OPERATORS
-from discojax.objectives.types import ARGUMENTS
 
 __all__ = ["apply", "as_number", "as_truth", "replace", "rewrite", "with_constants"]
 
@@ -47,7 +47,7 @@ def apply(operator: str, *operands: Node | float) -> Node:
         if OPERATORS[operator].commutative:
             given = tuple(sorted(given, key=_order))
         checked = Apply(operator, given)  # raises before any rule looks at ill-typed operands
-        folded = _fold(operator, given)
+        folded = fold(operator, given)
         if folded is not None:
             return folded
         rule = _RULES.get(operator)
@@ -118,7 +118,9 @@ def with_constants(root: Node, values: Sequence[float]) -> Node:
     old = constants(root)
     if len(old) != len(values):
         raise GraphError(f"the program has {len(old)} constants, got {len(values)} values")
-    return replace(root, {Constant(a): Constant(float(b)) for a, b in zip(old, values, strict=True) if a != b})
+    return replace(
+        root, {Constant(a): Constant(float(b)) for a, b in zip(old, values, strict=True) if a != b}
+    )
 
 
 def _order(node: Node) -> tuple[int, int, int, bytes, bytes]:
@@ -135,68 +137,6 @@ def _of_the_same(operator: str, operands: tuple[Node, ...]) -> Node:
     if operator in ("softmax", "log_softmax"):
         raise GraphError(f"{operator} of a value that is the same for all pairs")
     return operands[0]
-
-
-# --- constants -----------------------------------------------------------------------------------
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-_FOLDED: dict[str, Callable[..., float]] = {
-    "add": lambda a, b: a + b,
-    "subtract": lambda a, b: a - b,
-    "multiply": lambda a, b: a * b,
-    "divide": lambda a, b: a / b,
-    "negative": lambda a: -a,
-    "reciprocal": lambda a: 1 / a,
-    "square": lambda a: a * a,
-    "power": math.pow,
-    "abs": abs,
-    "sign": lambda a: (a > 0) - (a < 0),
-    "floor": math.floor,
-    "ceil": math.ceil,
-    "exp": math.exp,
-    "expm1": math.expm1,
-    "log": math.log,
-    "log1p": math.log1p,
-    "sqrt": math.sqrt,
-    "tanh": math.tanh,
-    "sigmoid": lambda a: math.exp(-_softplus(-a)),
-    "softplus": _softplus,
-    "maximum": max,
-    "minimum": min,
-    "relu": lambda a: max(a, 0.0),
-    "stop_gradient": lambda a: a,
-}
-_COMPARED: dict[str, Callable[[float, float], bool]] = {
-    "less": lambda a, b: a < b,
-    "less_equal": lambda a, b: a <= b,
-    "greater": lambda a, b: a > b,
-    "greater_equal": lambda a, b: a >= b,
-    "equal": lambda a, b: a == b,
-    "not_equal": lambda a, b: a != b,
-    "logical_and": lambda a, b: bool(a and b),
-    "logical_or": lambda a, b: bool(a or b),
-}
-
-
-def _fold(operator: str, operands: tuple[Node, ...]) -> Node | None:
-    values = [operand.value for operand in operands if isinstance(operand, Constant)]
-    if len(values) != len(operands):
-        return None
-    if operator in _COMPARED:
-        return Constant(float(_COMPARED[operator](*values)), "truth")
-    if operator == "logical_not":
-        return Constant(1.0 - values[0], "truth")
-    if operator in _FOLDED:
-        try:
-            value = float(_FOLDED[operator](*values))
-        except (ArithmeticError, ValueError):
-            return None  # left in the graph, where the numbers stage names it
-        return Constant(value) if representable(value) else None
-    return None
 
 
 # --- rules: exact simplifications, given operands already in order (a constant comes last) ----------
@@ -263,7 +203,19 @@ def _multiply(a: Node, b: Node) -> Node | None:
 
 
 _TAME = frozenset(
-    ["add", "subtract", "negative", "abs", "relu", "softplus", "sigmoid", "tanh", "sign", "maximum", "minimum"]
+    [
+        "add",
+        "subtract",
+        "negative",
+        "abs",
+        "relu",
+        "softplus",
+        "sigmoid",
+        "tanh",
+        "sign",
+        "maximum",
+        "minimum",
+    ]
 )
 
 

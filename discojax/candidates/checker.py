@@ -32,10 +32,10 @@ _CHECKS_A_PROCESS = 4000
 _TICK = 0.02
 
 _ROOT = str(Path(__file__).parents[2])
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); import importlib; importlib.import_module(sys.argv[2]).main()"
+_BOOT = "import importlib, sys; sys.path.insert(0, sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
 
 
-class _Ended(Exception):
+class _EndedError(Exception):
     """The process is no more; `why` is for a reason."""
 
     def __init__(self, why: str, blameless: bool):
@@ -80,13 +80,13 @@ class _Process:
         try:
             self.popen.stdin.write(json.dumps(message).encode() + b"\n")
         except OSError:
-            raise _Ended("ended between two checks", blameless=True) from None
+            raise _EndedError("ended between two checks", blameless=True) from None
 
     def receive(self, deadline: float) -> dict[str, Any]:
         """The next message.
 
         Raises:
-          _Ended: if none comes in time, the process dies, or it outgrows its memory. It is killed.
+          _EndedError: if none comes in time, the process dies, or it outgrows its memory. It is killed.
         """
         with selectors.DefaultSelector() as selector:
             selector.register(self.answers, selectors.EVENT_READ)
@@ -95,14 +95,14 @@ class _Process:
                     chunk = os.read(self.answers, 65536)
                     if not chunk:
                         self.kill()
-                        raise _Ended(f"crashed ({self._how_it_died()})", blameless=False)
+                        raise _EndedError(f"crashed ({self._how_it_died()})", blameless=False)
                     self.unread += chunk
                 if self.resident() > self.memory:
                     self.kill()
-                    raise _Ended(f"used over {self.memory / 2**30:.1f} GiB of memory", blameless=False)
+                    raise _EndedError(f"used over {self.memory / 2**30:.1f} GiB of memory", blameless=False)
                 if time.monotonic() > deadline:
                     self.kill()
-                    raise _Ended("took too long", blameless=False)
+                    raise _EndedError("took too long", blameless=False)
         line, _, self.unread = self.unread.partition(b"\n")
         return json.loads(line)
 
@@ -122,7 +122,9 @@ class _Process:
 
     def _how_it_died(self) -> str:
         code = self.popen.wait()
-        return signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit code {code}"
+        return (
+            signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit code {code}"
+        )
 
     def kill(self) -> None:
         """Ends the process and whatever it may have started."""
@@ -198,9 +200,11 @@ class Checker:
                             break
                         stage = answer["stage"]
                     if "exhausted" in answer:
-                        return _rejection(stage, f"the check ran out of memory or depth ({answer['exhausted']})")
+                        return _rejection(
+                            stage, f"the check ran out of memory or depth ({answer['exhausted']})"
+                        )
                     return answer
-                except _Ended as end:
+                except _EndedError as end:
                     self._drop()
                     # A crash may be the machine's doing (an out-of-memory killer): ask once more.
                     again = attempt == 0 and (end.blameless or end.why.startswith("crashed"))
@@ -247,7 +251,7 @@ class Checker:
         self._next = None
         try:
             hello = process.receive(time.monotonic() + _SECONDS_TO_START)
-        except _Ended as end:
+        except _EndedError as end:
             raise UserError(
                 f"The checking process {end.why} while it started; `python -c 'import jax'` may say why."
             ) from None

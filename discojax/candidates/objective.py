@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from discojax.candidates import canonical
 from discojax.candidates import graph as graphs
+from discojax.candidates.behaviour import Behaviour, behaviour
 from discojax.candidates.errors import CandidateError
 from discojax.candidates.graph import Constant, GraphError, Node
+from discojax.candidates.latex import to_latex
 from discojax.candidates.lower import interpret, lower
 from discojax.candidates.printer import to_source
 from discojax.candidates.program import Translation, per_pair, translate
@@ -74,6 +76,16 @@ class Program(Objective):
     def canonical_source(self) -> str:
         """The program printed from its graph."""
         return to_source(self.graph)
+
+    @property
+    def latex(self) -> str:
+        """The program as mathematics."""
+        return to_latex(self.graph)
+
+    @functools.cached_property
+    def behaviour(self) -> Behaviour:
+        """Value and slope on a fixed grid of margins, for novelty and plots."""
+        return behaviour(self.graph)
 
     def with_constants(self, values: Sequence[float]) -> Program:
         """The program with other constants; its source is printed anew.
@@ -142,7 +154,9 @@ def from_function(objective: Objective) -> Program:
         raise CandidateError("text", None, f"the objective {objective.name} has no source text")
     translation = translate(check_syntax(text, settings), settings)
     program = _program(translation.graph, objective.name, objective.source, translation.lines)
-    return replace(program, settings=objective.settings, formula=objective.formula, reference=objective.reference)
+    return replace(
+        program, settings=objective.settings, formula=objective.formula, reference=objective.reference
+    )
 
 
 def _program(graph: Node, name: str, source: str, lines: Mapping[Node, int]) -> Program:

@@ -23,9 +23,9 @@ __all__ = ["CALLS", "to_source"]
 
 _NN = "sigmoid log_sigmoid softplus relu relu6 gelu silu elu celu selu mish soft_sign hard_tanh hard_sigmoid"
 _NUMPY = (
-    "exp exp2 expm1 log log2 log10 log1p sqrt cbrt square abs sign floor ceil round sin cos tan arctan arcsinh sinh "
-    "cosh tanh maximum minimum logaddexp arctan2 hypot remainder logical_and logical_or logical_not where mean sum "
-    "max min var std median quantile sort"
+    "exp exp2 expm1 log log2 log10 log1p sqrt cbrt square abs sign floor ceil round sin cos tan arctan "
+    "arcsinh sinh cosh tanh maximum minimum logaddexp arctan2 hypot remainder logical_and logical_or "
+    "logical_not where mean sum max min var std median quantile sort"
 )
 CALLS: dict[str, str] = {
     **{name: f"jax.nn.{name}" for name in f"{_NN} leaky_relu softmax log_softmax".split()},
@@ -97,7 +97,9 @@ class _Printer:
             if not isinstance(node, Apply):
                 self.texts[node] = self.leaf(node)
             elif node not in self.swallowed:
-                self.texts[node] = self.place(node, *self.render(*self.fused.get(node, (node.operator, node.operands))))
+                self.texts[node] = self.place(
+                    node, *self.render(*self.fused.get(node, (node.operator, node.operands)))
+                )
         quoted = docstring.replace("\\", "/").replace('"', "'")
         body = [f'"""{quoted}"""'] if quoted else []
         body += [*self.lines, f"return {self.texts[self.graph][0]}"]

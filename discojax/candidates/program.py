@@ -64,8 +64,11 @@ class Translation:
 
 @dataclass(frozen=True)
 class _Value:
-    """A Python number or truth, or a node. `filled` is one value repeated over the batch, as
-    `jnp.ones_like(x)` is: a scalar to the graph, but its sum would count the pairs."""
+    """A Python number or truth, or a node.
+
+    `filled` is one value repeated over the batch, as `jnp.ones_like(x)` is: a scalar to the graph,
+    but its sum would count the pairs.
+    """
 
     node: Node | float | bool
     filled: bool = False
@@ -103,10 +106,14 @@ def translate(syntax: Syntax, settings: Mapping[str, float] | None = None) -> Tr
     except GraphError as error:
         raise CandidateError("program", last.lineno, str(error)) from None
     if root.kind == "truth":
-        raise CandidateError("program", last.lineno, "the result is a comparison; return numbers, one loss per pair")
+        raise CandidateError(
+            "program", last.lineno, "the result is a comparison; return numbers, one loss per pair"
+        )
     if not {"policy_chosen_logps", "policy_rejected_logps"} & set(arguments(root)):
         raise CandidateError(
-            "program", last.lineno, "the result does not depend on the policy's log-probabilities, so nothing is learned"
+            "program",
+            last.lineno,
+            "the result does not depend on the policy's log-probabilities, so nothing is learned",
         )
     return Translation(root, translator.lines)
 
@@ -148,7 +155,9 @@ class _Translator:
         if isinstance(statement, ast.AugAssign):
             assert isinstance(statement.target, ast.Name)
             old = self.name(ast.copy_location(ast.Name(statement.target.id), statement))
-            self.names[statement.target.id] = self.binary(statement, statement.op, old, self.expression(statement.value))
+            self.names[statement.target.id] = self.binary(
+                statement, statement.op, old, self.expression(statement.value)
+            )
             return
         assert isinstance(statement, (ast.Assign, ast.AnnAssign))
         assert statement.value is not None
@@ -183,7 +192,11 @@ class _Translator:
             return self.compare(node)
         if isinstance(node, ast.Attribute):
             name = dotted(node) or ""
-            return self.names.get("beta", _Value(Argument("beta"))) if name == "self.beta" else _Value(CONSTANTS[name])
+            return (
+                self.names.get("beta", _Value(Argument("beta")))
+                if name == "self.beta"
+                else _Value(CONSTANTS[name])
+            )
         assert isinstance(node, ast.Call)
         return self.call(node)
 
@@ -212,7 +225,9 @@ class _Translator:
     def binary(self, node: ast.AST, operator: ast.operator, left: _Value, right: _Value) -> _Value:
         if isinstance(operator, (ast.BitAnd, ast.BitOr)):
             if left.as_node.kind != "truth" or right.as_node.kind != "truth":
-                raise self.error(node, "`&` and `|` combine comparisons; put each in parentheses: (a > 0) & (b > 0)")
+                raise self.error(
+                    node, "`&` and `|` combine comparisons; put each in parentheses: (a > 0) & (b > 0)"
+                )
             return self.apply(node, _BINARY[type(operator)], left, right)
         a, b = left.node, right.node
         if isinstance(a, (int, float)) and isinstance(b, (int, float)):
@@ -266,7 +281,9 @@ class _Translator:
             result = function.build(*(self.operand(value, function) for value in bound))
         except GraphError as error:
             raise self.error(node, f"{quoted(name)}: {error}") from None
-        return self.result(node, result, [v for v in bound if isinstance(v, _Value)], bool(function.statistic))
+        return self.result(
+            node, result, [v for v in bound if isinstance(v, _Value)], bool(function.statistic)
+        )
 
     def method(self, node: ast.Call, name: str) -> Function:
         if name in ("std", "var") and self.syntax.torch != self.syntax.jax:
@@ -281,7 +298,10 @@ class _Translator:
         given: dict[str, object] = dict(zip(names, receiver, strict=False))
         positional = names[len(receiver) :]
         if len(node.args) > len(positional):
-            raise self.error(node, f"{quoted(name)} takes {len(names)} values at most, got {len(node.args) + len(receiver)}")
+            raise self.error(
+                node,
+                f"{quoted(name)} takes {len(names)} values at most, got {len(node.args) + len(receiver)}",
+            )
         for parameter, argument in zip(positional, node.args, strict=False):
             given[parameter] = self.argument(parameter, name, argument)
         for keyword in node.keywords:
@@ -296,7 +316,10 @@ class _Translator:
             given[parameter] = self.argument(parameter, name, keyword.value)
         missing = [parameter for parameter in names[: function.required] if given.get(parameter) is None]
         if missing:
-            raise self.error(node, f"{quoted(name)} needs {len(names[: function.required])} values; {missing[0]} is missing")
+            raise self.error(
+                node,
+                f"{quoted(name)} needs {len(names[: function.required])} values; {missing[0]} is missing",
+            )
         return [given.get(parameter) for parameter in names]
 
     def argument(self, parameter: str, function: str, node: ast.expr) -> object:
@@ -317,13 +340,17 @@ class _Translator:
         if isinstance(literal, ast.Constant) and isinstance(literal.value, int):
             return -literal.value if negative else literal.value
         if isinstance(node, ast.BinOp | ast.Call | ast.Name | ast.Compare) and parameter == "axis":
-            raise self.error(node, f"{quoted(function)} takes an axis here; for two values use jnp.maximum or jnp.minimum")
+            raise self.error(
+                node, f"{quoted(function)} takes an axis here; for two values use jnp.maximum or jnp.minimum"
+            )
         raise self.error(node, f"`{parameter}` of {quoted(function)} must be written as a literal number")
 
     def check_statistic(self, node: ast.AST, name: str, function: Function, value: _Value) -> None:
         same = value.as_node.shape == "scalar"
         if same and (function.statistic == "spread" or (function.statistic == "sum" and value.filled)):
-            raise self.error(node, f"{quoted(name)} of a value that is the same for all pairs; it needs one per pair")
+            raise self.error(
+                node, f"{quoted(name)} of a value that is the same for all pairs; it needs one per pair"
+            )
 
     # --- building ---
 

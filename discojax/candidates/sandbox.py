@@ -111,16 +111,21 @@ def _no_new_privileges() -> None:
 
 # Refused system calls by name, with their numbers on x86-64 and arm64 (None: absent there).
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
-    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
-    "accept": (43, 202), "accept4": (288, 242), "sendto": (44, 206), "sendmsg": (46, 211), "sendmmsg": (307, 269),
+    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50,
+    201),
+    "accept": (43, 202), "accept4": (288, 242), "sendto": (44, 206), "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "kill": (62, 129),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
     "creat": (85, None), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None), "unlink": (87, None),
     "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276),
-    "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36), "truncate": (76, 45),
-    "chmod": (90, None), "fchmodat": (268, 53), "chown": (92, None), "fchownat": (260, 54), "mknod": (133, None),
-    "mknodat": (259, 33), "mount": (165, 40), "umount2": (166, 39), "chroot": (161, 51), "pivot_root": (155, 41),
+    "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36),
+    "truncate": (76, 45),
+    "chmod": (90, None), "fchmodat": (268, 53), "chown": (92, None), "fchownat": (260, 54), "mknod": (133,
+    None),
+    "mknodat": (259, 33), "mount": (165, 40), "umount2": (166, 39), "chroot": (161, 51),
+    "pivot_root": (155, 41),
     "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "perf_event_open": (298, 241),
     "io_uring_setup": (425, 425), "userfaultfd": (323, 282), "memfd_create": (319, 279), "keyctl": (250, 219),
     "add_key": (248, 217), "init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104),
@@ -156,7 +161,11 @@ def _filter(column: int, architecture: int) -> bytes:
             step(_RETURN, _ALLOW),
         ]
 
-    program = [step(_LOAD, _ARCHITECTURE_AT), step(_EQUAL, architecture, 1, 0), step(_RETURN, _ERRNO | _EPERM)]
+    program = [
+        step(_LOAD, _ARCHITECTURE_AT),
+        step(_EQUAL, architecture, 1, 0),
+        step(_RETURN, _ERRNO | _EPERM),
+    ]
     program += [step(_LOAD, _NUMBER_AT)]
     if column == 0:
         program += when(_AT_LEAST, 0x40000000, _ERRNO | _EPERM)  # the x32 numbering of the same calls
@@ -177,7 +186,9 @@ def restrict_system_calls() -> bool:
         return False
     code = _filter(*_ARCHITECTURES[platform.machine()])
     instructions = ctypes.create_string_buffer(code, len(code))
-    program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(instructions)), 16)
+    program = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(instructions)), 16
+    )
     _no_new_privileges()
     if _libc().prctl(_SET_SECCOMP, _FILTER_MODE, program, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "seccomp is not available")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from discojax.candidates.errors import CandidateError, quoted
 from discojax.candidates.graph import LARGEST_CONSTANT, representable
+from discojax.candidates.hints import HINTS
 from discojax.candidates.vocabulary import (
     BARE,
     CONSTANTS,
@@ -35,44 +36,15 @@ _LONGEST_NAME = 60
 _SIGNATURE = "def loss(" + ", ".join(ARGUMENTS[:5]) + ")"
 
 _IMPORTS = {
-    ("jax", None), ("jax.numpy", "jnp"), ("jax.nn", None), ("jax.nn", "nn"), ("jax.lax", None), ("jax.lax", "lax"),
+    ("jax", None), ("jax.numpy", "jnp"), ("jax.nn", None), ("jax.nn", "nn"), ("jax.lax", None),
+    ("jax.lax", "lax"),
     ("numpy", "np"), ("numpy", None), ("math", None), ("torch", None), ("torch.nn.functional", "F"),
     ("torch.nn", "nn"), ("jax.scipy", "jsp"),
 }  # fmt: skip
 _FROM = {("jax", "numpy", "jnp"), ("jax", "nn", None), ("jax", "lax", None), ("torch.nn", "functional", "F")}
 
-_HINTS: dict[type, str] = {
-    ast.For: "loops are not in the language; every operation already acts on the whole batch",
-    ast.While: "loops are not in the language; every operation already acts on the whole batch",
-    ast.If: "`if` is not in the language; use jnp.where(condition, a, b)",
-    ast.IfExp: "`a if c else b` is not in the language; use jnp.where(c, a, b)",
-    ast.Lambda: "lambdas are not in the language; assign to a name",
-    ast.Subscript: "indexing is not in the language; each value is [batch], use batch statistics such as jnp.mean",
-    ast.JoinedStr: "f-strings are not in the language; a loss has no text",
-    ast.FunctionDef: "only one function is allowed; write helpers out as assignments",
-    ast.AsyncFunctionDef: "write a plain `def`",
-    ast.ClassDef: "classes are not in the language; write one function",
-    ast.Import: "that import is not allowed; jnp, jax.nn and jax.lax are there already",
-    ast.ImportFrom: "that import is not allowed; jnp, jax.nn and jax.lax are there already",
-    ast.Tuple: "tuples are not in the language; return the losses alone",
-    ast.List: "lists are not in the language; values are [batch] arrays",
-    ast.Dict: "dictionaries are not in the language",
-    ast.NamedExpr: "`:=` is not in the language; assign on a line of its own",
-    ast.Assert: "assertions are not in the language; leave it out",
-    ast.Raise: "exceptions are not in the language; leave it out",
-    ast.Try: "exceptions are not in the language; leave it out",
-    ast.With: "`with` is not in the language; leave it out",
-    ast.Starred: "`*` unpacking is not in the language",
-    ast.MatMult: "`@` is not in the language; use jnp.sum of a product",
-    ast.BitXor: "`^` is not a power in Python; write `**`",
-    ast.LShift: "shifts are not in the language; multiply instead",
-    ast.RShift: "shifts are not in the language; multiply instead",
-    ast.Is: "`is` is not in the language; compare with == or <",
-    ast.IsNot: "`is` is not in the language; compare with != or <",
-    ast.In: "`in` is not in the language",
-    ast.NotIn: "`in` is not in the language",
-}
 _BINARY = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.Mod, ast.FloorDiv, ast.BitAnd, ast.BitOr)
+_ANNOTATION = (ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.Tuple, ast.expr_context)
 _COMPARISON = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 
 
@@ -100,7 +72,7 @@ def _refuse(node: ast.AST | None, reason: str) -> CandidateError:
 
 def _unknown(node: ast.AST) -> CandidateError:
     kind = type(node)
-    return _refuse(node, _HINTS.get(kind, f"{kind.__name__} is not in the language"))
+    return _refuse(node, HINTS.get(kind, f"{kind.__name__} is not in the language"))
 
 
 def dotted(node: ast.AST) -> str | None:
@@ -145,7 +117,9 @@ def _parse(text: str) -> ast.Module:
     except (RecursionError, MemoryError):
         raise CandidateError("syntax", None, "nested too deeply; name intermediate values") from None
     except (ValueError, OverflowError):
-        raise CandidateError("syntax", None, "not valid Python: a number or a character cannot be read") from None
+        raise CandidateError(
+            "syntax", None, "not valid Python: a number or a character cannot be read"
+        ) from None
     count = 0
     for count, (_, depth, node) in enumerate(_walk(module), 1):
         if depth > _DEEPEST:
@@ -219,7 +193,9 @@ def _parameters(function: ast.FunctionDef, settings: Collection[str]) -> tuple[s
     if given.kwonlyargs and not settings:
         raise _refuse(function, f"plain parameters only: `{_SIGNATURE}`")
     with_default = given.args[len(given.args) - len(given.defaults) :] if given.defaults else []
-    with_default += [p for p, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is not None]
+    with_default += [
+        p for p, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is not None
+    ]
     for parameter in parameters:
         known = (*ARGUMENTS, *settings)
         if parameter.arg not in known and not (parameter.arg == "self" and parameter is parameters[0]):
@@ -235,11 +211,15 @@ def _annotations(function: ast.FunctionDef) -> list[ast.expr]:
     found = [a.annotation for a in (*function.args.args, *function.args.kwonlyargs) if a.annotation]
     found += [function.returns] if function.returns else []
     for annotation in found:
-        for node in ast.walk(annotation):
-            if not isinstance(node, (ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.Tuple, ast.expr_context)):
-                raise _refuse(annotation, "that annotation is not allowed; leave it out")
-            _check_identifiers(node)
+        _check_annotation(annotation)
     return found
+
+
+def _check_annotation(annotation: ast.expr) -> None:
+    for node in ast.walk(annotation):
+        if not isinstance(node, _ANNOTATION):
+            raise _refuse(annotation, "that annotation is not allowed; leave it out")
+        _check_identifiers(node)
 
 
 def _statements(function: ast.FunctionDef) -> list[ast.stmt]:
@@ -252,7 +232,9 @@ def _statements(function: ast.FunctionDef) -> list[ast.stmt]:
             if number < len(kept):
                 raise _refuse(statement, "one return, as the last statement; use jnp.where for cases")
         elif isinstance(statement, ast.Expr):
-            raise _refuse(statement, "a statement without effect; only assignments and one return are allowed")
+            raise _refuse(
+                statement, "a statement without effect; only assignments and one return are allowed"
+            )
         elif not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
             raise _unknown(statement)
     if not kept or not isinstance(kept[-1], ast.Return) or kept[-1].value is None:
@@ -303,10 +285,7 @@ class _Walk:
         if value is None:
             raise _refuse(statement, "a declaration without a value; leave it out")
         if isinstance(statement, ast.AnnAssign):
-            for node in ast.walk(statement.annotation):
-                if not isinstance(node, (ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.Tuple, ast.expr_context)):
-                    raise _refuse(statement, "that annotation is not allowed; leave it out")
-                _check_identifiers(node)
+            _check_annotation(statement.annotation)
         if isinstance(statement, ast.AugAssign):
             self.binary(statement, statement.op)
         several = isinstance(statement, ast.Assign) and any(isinstance(t, ast.Tuple) for t in targets)
@@ -315,7 +294,9 @@ class _Walk:
 
     def binary(self, node: ast.AST, operator: ast.operator) -> None:
         if not isinstance(operator, _BINARY):
-            raise _refuse(node, _HINTS.get(type(operator), f"{type(operator).__name__} is not in the language"))
+            raise _refuse(
+                node, HINTS.get(type(operator), f"{type(operator).__name__} is not in the language")
+            )
 
     def expression(self, node: ast.AST | None) -> None:
         if isinstance(node, ast.Constant):
@@ -336,7 +317,7 @@ class _Walk:
         elif isinstance(node, ast.Compare):
             for operator in node.ops:
                 if not isinstance(operator, _COMPARISON):
-                    raise _refuse(node, _HINTS.get(type(operator), "that comparison is not in the language"))
+                    raise _refuse(node, HINTS.get(type(operator), "that comparison is not in the language"))
             for value in (node.left, *node.comparators):
                 self.expression(value)
         elif isinstance(node, ast.Attribute):
@@ -367,7 +348,9 @@ class _Walk:
         if name in FUNCTIONS:
             raise _refuse(node, f"{quoted(name)} is a function; call it")
         if node.attr in ("shape", "size", "ndim", "T", "dtype"):
-            raise _refuse(node, f"`.{node.attr}` is not in the language; use jnp.mean where you would divide by a count")
+            raise _refuse(
+                node, f"`.{node.attr}` is not in the language; use jnp.mean where you would divide by a count"
+            )
         raise _refuse(node, f"the attribute {quoted(name or '.' + node.attr)} is not in the language")
 
     def call(self, node: ast.Call) -> None:
@@ -385,7 +368,9 @@ class _Walk:
             if node.func.attr not in METHODS:
                 hint = refusal(node.func.attr)
                 hint = hint or nearest(node.func.attr, METHODS).strip() or "use a jnp function"
-                raise _refuse(node, f"the method {quoted('.' + node.func.attr)} is not in the language; {hint}")
+                raise _refuse(
+                    node, f"the method {quoted('.' + node.func.attr)} is not in the language; {hint}"
+                )
             self.expression(node.func.value)
         elif not isinstance(node.func, ast.Name):
             raise _refuse(node, "only functions of jnp, jax.nn and jax.lax can be called, by name")
@@ -411,8 +396,10 @@ class _Walk:
             last = name.rsplit(".", 1)[-1]
             by_last = {full.rsplit(".", 1)[-1]: full for full in reversed(FUNCTIONS)}
             preferred = {"logsigmoid": "jax.nn.log_sigmoid", "clamp": "jnp.clip"}
-            near = preferred.get(last) or by_last.get(last) or nearest(name, FUNCTIONS).removeprefix(" Did you mean ").strip("'?")
+            near = (
+                preferred.get(last)
+                or by_last.get(last)
+                or nearest(name, FUNCTIONS).removeprefix(" Did you mean ").strip("'?")
+            )
             hint = f"did you mean {near}?" if near else "use functions of jnp, jax.nn or jax.lax"
         return _refuse(node, f"{quoted(name)} is not in the language; {hint}")
-
-

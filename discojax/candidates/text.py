@@ -16,7 +16,7 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def check_text(source: object) -> str:
-    """Stage 1: returns the text with common indentation removed and line ends made `\\n`.
+    """Stage 1: returns the text with common indentation removed and plain line ends.
 
     ASCII, because Python folds look-alike characters in names (a full-width `os` parses as `os`),
     and brackets of bounded depth, because Python's own parser recurses on them.
@@ -36,12 +36,16 @@ def check_text(source: object) -> str:
     for number, line in enumerate(text.split("\n"), 1):
         for character in line:
             if not (" " <= character <= "~" or character == "\t"):
-                raise CandidateError("text", number, f"the character U+{ord(character):04X} is not ASCII text")
+                raise CandidateError(
+                    "text", number, f"the character U+{ord(character):04X} is not ASCII text"
+                )
             if character in _OPENING:
                 depth += 1
                 if depth > _DEEPEST_BRACKETS:
                     raise CandidateError(
-                        "text", number, f"brackets nested over {_DEEPEST_BRACKETS} deep; name intermediate values"
+                        "text",
+                        number,
+                        f"brackets nested over {_DEEPEST_BRACKETS} deep; name intermediate values",
                     )
             elif character in _CLOSING:
                 depth = max(depth - 1, 0)

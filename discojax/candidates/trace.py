@@ -52,7 +52,9 @@ def check_trace(function: Callable[..., Any], arguments: Sequence[str] = ARGUMEN
     Raises:
       CandidateError: at stage "trace".
     """
-    shapes = [jax.ShapeDtypeStruct(() if a in ("beta", "progress") else (_BATCH,), jnp.float32) for a in arguments]
+    shapes = [
+        jax.ShapeDtypeStruct(() if a in ("beta", "progress") else (_BATCH,), jnp.float32) for a in arguments
+    ]
 
     def loss(*values):
         return function(**dict(zip(arguments, values, strict=True)))
@@ -75,15 +77,21 @@ def _trace(function: Callable[..., Any], shapes: list[jax.ShapeDtypeStruct], wha
         raise CandidateError("trace", None, f"{what} nests too deeply to trace") from None
     except Exception as error:  # whatever JAX raises while tracing is the candidate's fault
         text = " ".join(str(error).split())[:80]
-        raise CandidateError("trace", None, f"{what} cannot be traced: {type(error).__name__}: {text}") from None
+        raise CandidateError(
+            "trace", None, f"{what} cannot be traced: {type(error).__name__}: {text}"
+        ) from None
 
 
 def _check_result(traced: ClosedJaxpr) -> None:
     if len(traced.out_avals) != 1:
-        raise CandidateError("trace", None, f"the loss gives {len(traced.out_avals)} values; return one array")
+        raise CandidateError(
+            "trace", None, f"the loss gives {len(traced.out_avals)} values; return one array"
+        )
     (out,) = traced.out_avals
     if out.shape != (_BATCH,) or out.dtype != jnp.float32:
-        raise CandidateError("trace", None, f"the loss must be float32 [batch], got {out.dtype} {list(out.shape)}")
+        raise CandidateError(
+            "trace", None, f"the loss must be float32 [batch], got {out.dtype} {list(out.shape)}"
+        )
 
 
 def _check(traced: ClosedJaxpr, what: str) -> None:
@@ -99,11 +107,15 @@ def _check(traced: ClosedJaxpr, what: str) -> None:
             count += 1
             name = equation.primitive.name
             if name not in PRIMITIVES:
-                raise CandidateError("trace", None, f"{what} uses the JAX primitive {name[:40]}, which is not allowed")
+                raise CandidateError(
+                    "trace", None, f"{what} uses the JAX primitive {name[:40]}, which is not allowed"
+                )
             for variable in equation.outvars:
                 _check_array(variable.aval, what)
     if count > _MOST_EQUATIONS:
-        raise CandidateError("trace", None, f"{what} has {count} JAX operations; at most {_MOST_EQUATIONS} are allowed")
+        raise CandidateError(
+            "trace", None, f"{what} has {count} JAX operations; at most {_MOST_EQUATIONS} are allowed"
+        )
 
 
 def _check_array(aval: Any, what: str) -> None:
@@ -114,7 +126,9 @@ def _check_array(aval: Any, what: str) -> None:
     if size > _LARGEST:
         raise CandidateError("trace", None, f"{what} makes an array of {size} values for {_BATCH} pairs")
     if str(dtype) not in _DTYPES:
-        raise CandidateError("trace", None, f"{what} makes values of type {str(dtype)[:20]}; losses are float32")
+        raise CandidateError(
+            "trace", None, f"{what} makes values of type {str(dtype)[:20]}; losses are float32"
+        )
 
 
 def _jaxprs(value: Any) -> Iterator[Jaxpr]:

@@ -19,6 +19,7 @@ __all__ = ["BARE", "CONSTANTS", "DTYPES", "FUNCTIONS", "METHODS", "ROOTS", "STAT
 
 Static = bool | int | float | str | None
 
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
@@ -86,7 +87,9 @@ def _spread(name: str, default: int | None) -> Function:
         given = [int(value) for value in (ddof, unbiased, correction) if value is not None]
         freedom = given[0] if given else default
         if freedom is None:
-            raise GraphError(f"x.{name}() is n-1 in PyTorch and n in JAX; write jnp.{name}(x, ddof=1) or ddof=0")
+            raise GraphError(
+                f"x.{name}() is n-1 in PyTorch and n in JAX; write jnp.{name}(x, ddof=1) or ddof=0"
+            )
         if freedom not in (0, 1) or len(given) > 1:
             raise GraphError(f"{name} takes one of ddof=0 and ddof=1")
         return apply(f"{name}_unbiased" if freedom else name, x)
@@ -211,7 +214,8 @@ _NUMPY = {
     **{name: _logical(name) for name in ("logical_and", "logical_or", "logical_not")},
     "ones_like": _like(1.0), "zeros_like": _like(0.0),
     "full_like": Function(lambda x, y, dtype=None: y, ("x", "fill_value", "dtype"), 2),
-    "asarray": Function(_cast, ("x", "dtype"), truths=True), "array": Function(_cast, ("x", "dtype"), truths=True),
+    "asarray": Function(_cast, ("x", "dtype"), truths=True), "array": Function(_cast, ("x", "dtype"),
+    truths=True),
     "float32": Function(_cast, truths=True),
 }  # fmt: skip
 _NN = {
@@ -230,17 +234,21 @@ _LAX = {
     "min": _operator("minimum"), "add": _operator("add"), "sub": _operator("subtract"),
     "mul": _operator("multiply"), "div": _operator("divide"), "pow": _operator("power"),
     "integer_pow": _operator("power"), "atan2": _operator("arctan2"),
-    "select": _NUMPY["where"], "clamp": Function(lambda low, x, high: _clip(x, low, high), ("min", "x", "max"), 3),
+    "select": _NUMPY["where"], "clamp": Function(lambda low, x, high: _clip(x, low, high), ("min", "x",
+    "max"), 3),
     "gt": _operator("greater"), "ge": _operator("greater_equal"), "lt": _operator("less"),
     "le": _operator("less_equal"), "eq": _operator("equal"), "ne": _operator("not_equal"),
 }  # fmt: skip
 _SPECIAL = {"expit": _operator("sigmoid"), "erf": _operator("erf"), "logsumexp": _NN["logsumexp"]}
 _TORCH = {
-    **{name: _NUMPY[name] for name in (*_SAME, "reciprocal", "negative", "arctan", "atan", "atan2", "arctan2")},
-    **{name: _NUMPY[name] for name in ("asinh", "arcsinh", "where", "mean", "sum", "amax", "amin", "quantile")},
+    **{name: _NUMPY[name] for name in (*_SAME, "reciprocal", "negative", "arctan", "atan", "atan2",
+    "arctan2")},
+    **{name: _NUMPY[name] for name in ("asinh", "arcsinh", "where", "mean", "sum", "amax", "amin",
+    "quantile")},
     **{name: _NUMPY[name] for name in ("logical_and", "logical_or", "logical_not", "clip", "absolute")},
     **{name: _NUMPY[name] for name in ("ones_like", "zeros_like", "full_like")},
-    **{name: _LAX[name] for name in ("add", "sub", "mul", "div", "pow", "neg", "gt", "ge", "lt", "le", "eq", "ne")},
+    **{name: _LAX[name] for name in ("add", "sub", "mul", "div", "pow", "neg", "gt", "ge", "lt", "le",
+    "eq", "ne")},
     **{name: _NN[name] for name in ("sigmoid", "relu", "selu", "softmax", "log_softmax", "logsumexp")},
     "clamp": _NUMPY["clip"], "rsqrt": _operator("rsqrt"), "erf": _operator("erf"),
     "max": _extreme("max", "maximum"), "min": _extreme("min", "minimum"),
@@ -248,7 +256,8 @@ _TORCH = {
     "subtract": _operator("subtract"), "divide": _operator("divide"),
 }  # fmt: skip
 _TORCH_NN = {
-    **{name: _NN[name] for name in ("relu", "relu6", "silu", "selu", "mish", "celu", "elu", "leaky_relu", "sigmoid")},
+    **{name: _NN[name] for name in ("relu", "relu6", "silu", "selu", "mish", "celu", "elu", "leaky_relu",
+    "sigmoid")},
     **{name: _NN[name] for name in ("softmax", "log_softmax", "tanh")},
     "logsigmoid": _NN["log_sigmoid"], "softsign": _NN["soft_sign"], "hardtanh": _NN["hard_tanh"],
     "hardsigmoid": _NN["hard_sigmoid"], "softplus": Function(_softplus, ("x", "beta")), "gelu": _gelu(False),
@@ -267,11 +276,14 @@ FUNCTIONS: dict[str, Function] = {
     for prefix in prefixes
     for name, function in table.items()
 }
-FUNCTIONS.update({f"math.{name}": _NUMPY[name] for name in ("exp", "log", "sqrt", "log1p", "expm1", "tanh", "pow")})
+FUNCTIONS.update(
+    {f"math.{name}": _NUMPY[name] for name in ("exp", "log", "sqrt", "log1p", "expm1", "tanh", "pow")}
+)
 
 BARE: dict[str, Function] = {
     **{name: _NN[name] for name in ("sigmoid", "log_sigmoid", "softplus", "relu", "softmax", "log_softmax")},
-    **{name: _NUMPY[name] for name in ("exp", "log", "tanh", "sqrt", "square", "where", "clip", "mean", "maximum")},
+    **{name: _NUMPY[name] for name in ("exp", "log", "tanh", "sqrt", "square", "where", "clip", "mean",
+    "maximum")},
     **{name: _NUMPY[name] for name in ("minimum", "log1p", "expm1", "abs", "sum", "pow", "round")},
     "logsigmoid": _NN["log_sigmoid"], "stop_gradient": _LAX["stop_gradient"],
     "max": _extreme("max", "maximum"), "min": _extreme("min", "minimum"),
@@ -289,13 +301,16 @@ METHODS: dict[str, Function] = {
     "masked_fill": Function(lambda x, c, y: apply("where", as_truth(c), as_number(y), as_number(x)),
                             ("x", "mask", "value"), 3, truths=True),
     **{name: _TORCH[name] for name in (
-        "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "square", "abs", "sign", "tanh", "sin", "cos", "floor",
+        "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "square", "abs", "sign", "tanh", "sin", "cos",
+        "floor",
         "ceil", "sigmoid", "relu", "pow", "neg", "add", "sub", "mul", "div", "maximum", "minimum", "clamp",
         "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not", "quantile", "softmax",
         "log_softmax", "logsumexp", "reciprocal")},
 }  # fmt: skip
 
-CONSTANTS = {f"{module}.{name}": getattr(math, name) for module in ("jnp", "np", "math") for name in ("pi", "e")}
+CONSTANTS = {
+    f"{module}.{name}": getattr(math, name) for module in ("jnp", "np", "math") for name in ("pi", "e")
+}
 DTYPES = {
     **{f"{module}.{name}": name for module in ("jnp", "np", "torch") for name in
        ("float32", "float64", "float16", "bfloat16", "int32", "int64", "bool_")},
@@ -304,14 +319,18 @@ DTYPES = {
 
 _REFUSED = (
     (("random", "rand", "dropout", "bernoulli", "normal"), "a loss must be deterministic"),
-    (("scan", "while_loop", "fori_loop", "cond", "switch", "map", "vmap"), "use jnp.where; there is no control flow"),
-    (("stack", "concatenate", "cat", "arange", "linspace", "tile", "roll", "flip", "argsort", "take", "reshape",
-      "squeeze", "flatten", "view", "expand_dims"), "values are [batch] and stay so; pairs cannot be addressed"),
-    (("callback", "print", "debug", "save", "load", "open", "exec", "eval", "compile", "getattr", "setattr", "vars",
+    (("scan", "while_loop", "fori_loop", "cond", "switch", "map", "vmap"),
+    "use jnp.where; there is no control flow"),
+    (("stack", "concatenate", "cat", "arange", "linspace", "tile", "roll", "flip", "argsort", "take",
+    "reshape",
+      "squeeze", "flatten", "view", "expand_dims"),
+      "values are [batch] and stay so; pairs cannot be addressed"),
+    (("callback", "print", "debug", "save", "load", "open", "exec", "eval", "compile", "getattr",
+    "setattr", "vars",
       "globals", "locals", "ffi"), "a loss only computes; nothing else can be reached"),
     (("cross_entropy", "logit", "kl_div", "mse_loss"), "write the formula out"),
     (("norm", "dot", "matmul", "einsum"), "use jnp.sum of a product"),
-    (("nan_to_num", "isnan", "isfinite", "isinf"), "keep values finite instead, as with jnp.clip or jax.nn.softplus"),
+    (("nan_to_num", "isnan", "isfinite", "isinf"), "keep values finite, as with jnp.clip or jax.nn.softplus"),
 )  # fmt: skip
 
 
@@ -320,7 +339,9 @@ def refusal(name: str) -> str:
     last = name.rsplit(".", 1)[-1]
     if name in ("torch.median", "median"):
         return "PyTorch's median of an even count differs; write jnp.median(x)"
+    if last.endswith("callback"):
+        last = "callback"
     for words, hint in _REFUSED:
-        if last in words or any(word in name.split(".") for word in words) or (last.endswith("callback") and "callback" in words):
+        if last in words or not set(words).isdisjoint(name.split(".")):
             return hint
     return ""

@@ -125,9 +125,11 @@ def _compile_operators() -> Chores:
             yield
 
 
-_HEAD = """def loss(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta):
-    ratio = (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
-    x = beta * ratio
+_HEAD = """\
+def loss(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta):
+    policy = policy_chosen_logps - policy_rejected_logps
+    reference = reference_chosen_logps - reference_rejected_logps
+    x = beta * (policy - reference)
 """
 _TYPICAL = (
     _HEAD + "    return -jax.nn.log_sigmoid(x)\n",
