@@ -44,7 +44,7 @@ class Policy:
     layers: Count = 3
     width: Count = 128
     heads: Count = 4
-    vocab_size: Count = 2048
+    vocab_size: Count = 4096
     max_length: Count = 32
 
     def __post_init__(self) -> None:
@@ -57,22 +57,36 @@ class Policy:
 
 @dataclass(frozen=True)
 class Sft:
-    """Supervised fine-tuning, which makes the policy that every lane starts from."""
+    """Supervised fine-tuning, which makes the policy that every lane starts from.
 
-    steps: Count = 600
-    batch: Count = 64
-    learning_rate: Positive = 3e-3
+    `matrix_learning_rate` is Muon's, for matrices; `learning_rate` AdamW's, for the rest.
+    """
+
+    steps: Count = 700
+    batch: Count = 32
+    learning_rate: Positive = 4e-3
+    matrix_learning_rate: Positive = 2e-2
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the policies are trained to do, and the preference pairs sampled for it."""
+    """What the policies are trained to do, and the preference pairs sampled for it.
 
-    name: str = "rotten_tomatoes"
-    prompt_tokens: Count = 4
+    `name` is the task of the search and `held_out` the one of the report. Prompts have up to
+    `prompt_tokens` tokens. Each of `pairs` prompts is given `completions`, of which the two furthest
+    apart in reward make a pair, labelled by Bradley and Terry's model at `label_temperature`. `seed`
+    is that of all this data, which runs of different seeds share.
+    """
+
+    name: Literal["rotten_tomatoes", "imdb"] = "rotten_tomatoes"
+    held_out: Literal["rotten_tomatoes", "imdb"] = "imdb"
+    prompt_tokens: Annotated[int, Range(least=2)] = 6
     completion_tokens: Count = 20
-    pairs: Count = 1024
+    pairs: Count = 2000
+    completions: Annotated[int, Range(least=2)] = 4
     temperature: Positive = 1.0
+    label_temperature: Positive = 0.25
+    seed: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -86,12 +100,16 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Population:
-    """The lanes that train at once; `batch` and `steps` are one lane's, in pairs and updates."""
+    """The lanes that train at once; `batch` is one lane's, in pairs.
 
-    lanes: Count = 32
+    A lane takes up to `chunk` steps in one call to the device. `implementation` lays lanes over a
+    device one after another (`map`) or all at once (`vmap`); `auto` takes what suits the backend.
+    """
+
+    lanes: Count = 16
     batch: Count = 16
-    steps: Count = 60
-    learning_rate: Positive = 5e-4
+    chunk: Count = 8
+    learning_rate: Positive = 2e-3
     implementation: Literal["auto", "vmap", "map"] = "auto"
     mesh: Mesh = Mesh()
 
@@ -100,28 +118,44 @@ class Population:
 class Search:
     """The outer loop.
 
-    `candidates` are proposed in all, beside the `library` losses; every one of them is trained at
-    each of `betas`. A rung is (seeds, steps): what survives one rung is trained on the next.
+    The `library` losses and then `candidates` accepted ones, proposed in `generations`, are trained at
+    each of `betas` in the first rung. A rung is (seeds, steps, keep): only the best `keep` of the rung
+    before enter it, on fresh seeds; in the first all do.
     """
 
     proposer: Literal["evolution"] = "evolution"
     candidates: Natural = 16
-    seeds: Count = 2
-    betas: tuple[Positive, ...] = (0.05, 0.1, 0.5)
+    generations: Count = 2
+    betas: tuple[Positive, ...] = (0.1, 0.5)
     library: tuple[str, ...] = (
-        "dpo", "ipo", "slic", "exp", "robust", "kto_pair", "simpo", "orpo",
-        "apo_zero", "discopop", "cell", "padll", "dbaql", "aql",
+        "dpo", "ipo", "slic", "discopop", "exp", "robust", "kto_pair", "simpo",
+        "apo_zero", "cell", "dbaql", "aqfl",
     )  # fmt: skip
-    rungs: tuple[tuple[Count, Count], ...] = ((1, 20), (2, 60))
+    rungs: tuple[tuple[Count, Count, Count], ...] = ((1, 24, 64), (2, 48, 8))
+
+    def __post_init__(self) -> None:
+        if not self.betas or not self.rungs:
+            raise UserError("search.betas and search.rungs must each have at least one entry.")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out evaluation; `kl_budget` is in nats a completion, intervals are at `confidence`."""
+    """How contenders are measured, and the held-out evaluation of the `finalists` and `baselines`.
 
-    prompts: Count = 256
-    kl_budget: Positive = 20.0
-    bootstrap: Count = 2000
+    `search_prompts` are sampled for a lane of the search, `prompts` for one of the held-out
+    evaluation, which trains afresh at `seeds` seeds for `steps` steps. The score is the area under the
+    reward-KL frontier up to `kl_budget`, in nats a completion; intervals, from `bootstrap` replicates,
+    are at `confidence`.
+    """
+
+    finalists: Natural = 3
+    baselines: tuple[str, ...] = ("dpo", "ipo", "slic", "discopop")
+    seeds: Annotated[int, Range(least=2)] = 3
+    steps: Count = 48
+    search_prompts: Annotated[int, Range(least=2)] = 128
+    prompts: Annotated[int, Range(least=2)] = 256
+    kl_budget: Positive = 10.0
+    bootstrap: Count = 1000
     confidence: Share = 0.95
 
 
@@ -159,10 +193,10 @@ class Config:
     run: Run = Run()
 
     def __post_init__(self) -> None:
-        tokens = self.task.prompt_tokens + self.task.completion_tokens
+        tokens = 1 + self.task.prompt_tokens + self.task.completion_tokens
         if tokens > self.policy.max_length:
             raise UserError(
-                f"task.prompt_tokens + task.completion_tokens ({tokens}) do not fit into "
+                f"task.prompt_tokens + task.completion_tokens + 1 ({tokens}) do not fit into "
                 f"policy.max_length ({self.policy.max_length}): raise the one or lower the others."
             )
 

@@ -15,12 +15,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from discojax import __version__
 from discojax.config import Config, load
 from discojax.errors import UserError, nearest
 from discojax.settings import defaults
+
+if TYPE_CHECKING:
+    from discojax.search.discover import Outcome
 
 __all__ = ["main"]
 
@@ -31,28 +34,39 @@ _LONGEST_CANDIDATE = 1 << 16  # bytes read of a candidate, far above what the ga
 
 def discover(config: Config, options: argparse.Namespace) -> int:
     """Proposes losses, trains policies with them and scores them, until the budget is spent."""
-    if options.resume is not None:
+    resume = options.resume is not None
+    if resume:
         config = _saved(config, options)
     _configure_backend()
     from discojax.search import discover
 
+    config = config if resume else discover.claim(config)
     try:
-        discover.run(config, resume=options.resume is not None)
+        outcome = discover.run(config, resume=resume)
     except KeyboardInterrupt:
         if not (config.run.path / "config.yaml").exists():
             raise KeyboardInterrupt("Stopped, before there was anything to keep.") from None
         command = f"{PROGRAM} discover --resume {config.run.path}"
         raise KeyboardInterrupt(f"Stopped. `{command}` goes on where it left off.") from None
-    return 0
+    return _shown(outcome, config)
 
 
 def train(config: Config, options: argparse.Namespace) -> int:
     """Trains the given objectives over the seeds and the betas of the config."""
+    given = config.search.library
+    if options.objectives is not None:
+        given = _objectives(options.objectives)
     _configure_backend()
-    given = config.search.library if options.objectives is None else _objectives(options.objectives)
     from discojax.search import discover
 
-    discover.train(config, given)
+    config = discover.claim(config)
+    return _shown(discover.train(config, given), config)
+
+
+def _shown(outcome: Outcome, config: Config) -> int:
+    from discojax.report import summary
+
+    summary.show(outcome, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Attempt", "Evaluation", "EvaluationKey", "columns_of", "unpack"]
+__all__ = ["Attempt", "Evaluation", "EvaluationKey", "columns_of", "plain", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,17 @@ class Evaluation:
     per_prompt: Mapping[str, np.ndarray] = field(default_factory=dict)
     reason: str | None = None
     created: float | None = None
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: a number that is not finite is null, a tuple a list."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
 
 
 def columns_of(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""The end of a run: the leaderboard in the terminal, and the files beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Console
+
+from discojax.objectives.curves import curve
+from discojax.report import leaderboard, plots
+from discojax.report.leaderboard import Row
+from discojax.search.discover import BASELINE, Outcome, save_results
+from discojax.search.laboratory import Contender
+from discojax.search.statistics import Estimate, interval, mean
+
+__all__ = ["rows", "sft_gain", "show"]
+
+_CURVES = 4  # losses drawn beside the baseline
+
+
+def show(outcome: Outcome, *, kl_budget: float, confidence: float, console: Console | None = None) -> list[Row]:
+    """Prints the leaderboard and writes it, its plots and `results.json` into the run's folder."""
+    console = console or Console()
+    board = rows(outcome, confidence)
+    trial = outcome.trial
+    gain = sft_gain(outcome)
+    low, high = interval(gain, confidence)
+    counts = (
+        f"{outcome.scored} objectives were scored in the search, {outcome.accepted} of them proposed "
+        f"({outcome.proposed} proposals). "
+        if outcome.proposed
+        else ""
+    )
+    caption = (
+        f"{counts}Score: mean height of the reward-KL frontier above the SFT policy up to {kl_budget:g} nats, "
+        f"over betas {', '.join(f'{beta:g}' for beta in trial.betas)}. Reward and KL at each objective's best beta. "
+        f"Verdicts are Holm-corrected over all objectives but {BASELINE}, paired by seed and prompt: "
+        f"{len(trial.seeds)} seeds, {trial.prompts} prompts. "
+        f"Reward of {BASELINE} over the SFT policy's: {gain.value:+.3f} [{low:+.3f}, {high:+.3f}]."
+    )
+    console.print()
+    console.print(leaderboard.table(board, title=f"{trial.task}, held out" if outcome.proposed else trial.task,
+                                    baseline=BASELINE, caption=caption))  # fmt: skip
+    for line in _write(outcome, board, kl_budget):
+        console.print(line, highlight=False, soft_wrap=True)
+    return board
+
+
+def rows(outcome: Outcome, confidence: float) -> list[Row]:
+    """The leaderboard's lines, best first. Reward and KL are those of the beta with the highest reward."""
+    lines = []
+    for contender in outcome.contenders:
+        samples = outcome.measured.samples[contender.name]
+        rewards = samples.reward.mean(axis=(1, 2))
+        reward = kl = None
+        if np.isfinite(rewards).any():
+            best = int(np.nanargmax(rewards))
+            reward, kl = float(rewards[best]), float(samples.kl[best].mean())
+        comparison = outcome.comparisons[contender.name]
+        lines.append(leaderboard.row(comparison, reward=reward, kl=kl, confidence=confidence))
+    return leaderboard.ranked(lines)
+
+
+def sft_gain(outcome: Outcome) -> Estimate:
+    """The baseline's reward at its best beta minus the SFT policy's, paired by seed and prompt."""
+    reward = outcome.measured.samples[BASELINE].reward
+    best = int(np.nanargmax(reward.mean(axis=(1, 2))))
+    return mean(reward[best] - outcome.measured.sft_by_seed)
+
+
+def _write(outcome: Outcome, board: list[Row], kl_budget: float) -> list[str]:
+    folder = outcome.folder
+    by_name = {contender.name: contender for contender in outcome.contenders}
+    order = [by_name[row.name] for row in board if row.status == "ok"]
+    files = {
+        "leaderboard": folder / "leaderboard.csv",
+        "frontier": folder / "frontier.png",
+        "losses": folder / "curves.png",
+        "results": save_results(outcome),
+    }
+    files["leaderboard"].write_text(leaderboard.to_csv(board), encoding="utf-8")
+    plots.frontier_png(
+        files["frontier"],
+        [_series(outcome, contender) for contender in order],
+        sft_reward=float(outcome.measured.sft.mean()),
+        budget=kl_budget,
+        baseline=BASELINE,
+        title=f"{outcome.trial.task}: reward against KL",
+        reward_name="reward, P(positive)",
+    )
+    drawn = [contender for contender in order if contender.name != BASELINE][:_CURVES]
+    beta = outcome.trial.betas[0]
+    plots.curves_png(
+        files["losses"],
+        [_curve(contender, beta) for contender in (*drawn, by_name[BASELINE])],
+        baseline=BASELINE,
+        title=f"losses at beta {beta:g}",
+    )
+    return [f"{what}: {file}" for what, file in files.items()]
+
+
+def _series(outcome: Outcome, contender: Contender) -> plots.Series:
+    samples = outcome.measured.samples[contender.name]
+    estimates = [mean(reward) for reward in samples.reward]
+    bounds = np.asarray([interval(estimate) for estimate in estimates])
+    return plots.Series(
+        contender.name,
+        np.asarray(outcome.trial.betas),
+        samples.kl.mean(axis=(1, 2)),
+        samples.reward.mean(axis=(1, 2)),
+        bounds[:, 0],
+        bounds[:, 1],
+    )
+
+
+def _curve(contender: Contender, beta: float) -> plots.Curve:
+    margins = np.linspace(-4.0, 4.0, 201) / beta
+    values, slopes = curve(contender.program, beta, margins)
+    return plots.Curve(contender.name, margins, np.asarray(values), np.asarray(slopes))
