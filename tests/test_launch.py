@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -37,11 +36,11 @@ def launch(*words: str, stdin: str = "", **keywords) -> subprocess.CompletedProc
 def loop(monkeypatch: pytest.MonkeyPatch) -> list:
     """Records what the outer loop is asked to do, in its place: these tests are about the asking."""
     asked: list = []
-    discover = types.ModuleType("discojax.search.discover")
-    discover.run = lambda config, resume: asked.append(("run", config, resume))  # type: ignore[attr-defined]
-    discover.train = lambda config, given: asked.append(("train", config, given))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "discojax.search.discover", discover)
-    monkeypatch.setattr("discojax.search.discover", discover, raising=False)
+    outer = "discojax.search.discover"
+    monkeypatch.setattr(f"{outer}.claim", lambda config: config)
+    monkeypatch.setattr(f"{outer}.run", lambda config, resume: asked.append(("run", config, resume)))
+    monkeypatch.setattr(f"{outer}.train", lambda config, given: asked.append(("train", config, given)))
+    monkeypatch.setattr("discojax.launch._shown", lambda outcome, config: 0)
     monkeypatch.setattr("discojax.launch._configure_backend", lambda: asked.append("backend"))
     return asked
 
