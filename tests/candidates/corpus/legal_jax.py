@@ -77,7 +77,7 @@ def arctan_loss(policy_chosen_logps, policy_rejected_logps, reference_chosen_log
 def probit(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta):
     rho = (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
     p = 0.5 * (1.0 + jax.scipy.special.erf(beta * rho / jnp.sqrt(2.0)))
-    return -jnp.log(jnp.clip(p, 1e-6, 1.0))
+    return -jnp.log(jnp.clip(p, 0.01, 1.0))
 
 
 def savage(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta):
@@ -255,5 +255,5 @@ def typed(
 def methods(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta):
     ratio = (policy_chosen_logps - policy_rejected_logps) - (reference_chosen_logps - reference_rejected_logps)
     centre = lax.stop_gradient(ratio.mean())
-    spread = ratio.std(ddof=1) + ratio.var() / 100 + ratio.max() - ratio.min() + 1.0
+    spread = lax.stop_gradient(ratio.std(ddof=1)) + ratio.var() / 100 + ratio.max() - ratio.min() + 1.0
     return jax.nn.softplus(-beta * ratio.clip(-20.0, 20.0)) + jax.nn.relu((centre - ratio) / spread)
