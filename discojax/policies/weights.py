@@ -12,11 +12,16 @@ from safetensors.numpy import load_file, save_file
 
 from discojax.errors import UserError
 
-__all__ = ["load", "save"]
+__all__ = ["VERSION", "load", "save"]
+
+VERSION = 1  # of the layout of a file: part of the key of whatever caches one
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    if len(parts) > 1 and parts[-1] == "value":  # what an NNX variable calls its array
+        parts.pop()
+    return ".".join(parts)
 
 
 def save(params: Any, file: Path) -> None:

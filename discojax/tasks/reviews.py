@@ -185,6 +185,7 @@ def _policy(texts, tokens: Tokenizer, config: ReviewsConfig, root, report: Repor
         "sft": asdict(config.sft),
         "seed": config.seed,
         "version": VERSION,
+        "weights": weights.VERSION,
     }
 
     def make(directory: Path) -> None:
