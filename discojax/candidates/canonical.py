@@ -162,6 +162,8 @@ def _negative(a: Node) -> Node | None:
         return apply("subtract", -c, _inside(a))
     if _is(a, "subtract") and (c := _constant(_inside(a))) is not None:
         return apply("add", _inside(a, 1), -c)
+    if _is(a, "subtract") and _inside(a) == _inside(a, 1):
+        return a  # 0 or nan, which have no sign here
     return None
 
 
@@ -182,6 +184,8 @@ def _subtract(a: Node, b: Node) -> Node | None:
         return apply("add", a, -c)
     if _constant(a) == 0:
         return apply("negative", b)
+    if a == b and _never_overflows(a):
+        return Constant(0.0)
     if _is(b, "negative"):
         return apply("add", a, _inside(b))
     if _is(a, "negative"):

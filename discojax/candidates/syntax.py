@@ -111,7 +111,8 @@ def _parse(text: str) -> ast.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in docstrings
-            module = ast.parse(text)
+            # CPython opens the file of this name to quote the line of an error: "" names none.
+            module = ast.parse(text, filename="")
     except SyntaxError as error:
         raise CandidateError("syntax", error.lineno or None, f"not valid Python: {_plain(error)}") from None
     except (RecursionError, MemoryError):

@@ -35,7 +35,7 @@ PRIMITIVES = frozenset(f"{_ELEMENTWISE} {_SHAPES} {_REDUCTIONS} {_ORDER} {_SIGN_
 """All that a traced program may hold. A name missing here is refused, whatever it does."""
 
 _BATCH = 8
-_LARGEST = 64 * _BATCH  # elements of any intermediate value
+_LARGEST = 4 * _BATCH  # elements of any intermediate value
 _MOST_EQUATIONS = 8000
 _DTYPES = frozenset(["float32", "int32", "uint32", "bool", "float0"])
 
