@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Literal, cast
+from typing import Literal
 
 __all__ = ["choose_implementation", "configure_backend"]
 
@@ -32,7 +32,7 @@ def configure_backend() -> None:
 def choose_implementation(wanted: Literal["auto", "map", "vmap"]) -> Literal["map", "vmap"]:
     """`map` on a CPU, whose caches hold one lane, and `vmap` elsewhere, unless the user chose."""
     if wanted != "auto":
-        return cast(Literal["map", "vmap"], wanted)
+        return wanted
     import jax
 
     return "map" if jax.default_backend() == "cpu" else "vmap"

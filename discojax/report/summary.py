@@ -17,32 +17,44 @@ __all__ = ["rows", "sft_gain", "show"]
 _CURVES = 4  # losses drawn beside the baseline
 
 
-def show(outcome: Outcome, *, kl_budget: float, confidence: float, console: Console | None = None) -> list[Row]:
+def show(
+    outcome: Outcome, *, kl_budget: float, confidence: float, console: Console | None = None
+) -> list[Row]:
     """Prints the leaderboard and writes it, its plots and `results.json` into the run's folder."""
     console = console or Console()
     board = rows(outcome, confidence)
-    trial = outcome.trial
-    gain = sft_gain(outcome)
-    low, high = interval(gain, confidence)
-    counts = (
-        f"{outcome.scored} objectives were scored in the search, {outcome.accepted} of them proposed "
-        f"({outcome.proposed} proposals). "
-        if outcome.proposed
-        else ""
-    )
-    caption = (
-        f"{counts}Score: mean height of the reward-KL frontier above the SFT policy up to {kl_budget:g} nats, "
-        f"over betas {', '.join(f'{beta:g}' for beta in trial.betas)}. Reward and KL at each objective's best beta. "
-        f"Verdicts are Holm-corrected over all objectives but {BASELINE}, paired by seed and prompt: "
-        f"{len(trial.seeds)} seeds, {trial.prompts} prompts. "
-        f"Reward of {BASELINE} over the SFT policy's: {gain.value:+.3f} [{low:+.3f}, {high:+.3f}]."
-    )
     console.print()
-    console.print(leaderboard.table(board, title=f"{trial.task}, held out" if outcome.proposed else trial.task,
-                                    baseline=BASELINE, caption=caption))  # fmt: skip
+    console.print(
+        leaderboard.table(
+            board,
+            title=f"{outcome.trial.task}, held out" if outcome.proposed else outcome.trial.task,
+            baseline=BASELINE,
+            caption=_caption(outcome, kl_budget, confidence),
+        )
+    )
     for line in _write(outcome, board, kl_budget):
         console.print(line, highlight=False, soft_wrap=True)
     return board
+
+
+def _caption(outcome: Outcome, kl_budget: float, confidence: float) -> str:
+    trial = outcome.trial
+    gain = sft_gain(outcome)
+    low, high = interval(gain, confidence)
+    sentences = [
+        f"Score: mean height of the reward-KL frontier above the SFT policy, up to {kl_budget:g} nats, "
+        f"over betas {', '.join(f'{beta:g}' for beta in trial.betas)}.",
+        "Reward and KL are at each objective's best beta.",
+        f"Differences are paired by {len(trial.seeds)} seeds and {trial.prompts} prompts; "
+        f"verdicts are Holm-corrected over all objectives but {BASELINE}.",
+        f"{BASELINE}'s reward over the SFT policy's: {gain.value:+.3f} [{low:+.3f}, {high:+.3f}].",
+    ]
+    if outcome.proposed:
+        sentences.append(
+            f"The search scored {outcome.scored} objectives, {outcome.accepted} of them accepted "
+            f"out of {outcome.proposed} proposed."
+        )
+    return " ".join(sentences)
 
 
 def rows(outcome: Outcome, confidence: float) -> list[Row]:

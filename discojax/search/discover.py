@@ -32,8 +32,8 @@ from discojax.search import proposals
 from discojax.search.archive import Archive
 from discojax.search.display import Bar, Display, display
 from discojax.search.laboratory import SFT, Contender, Laboratory, Measured, Trial, measure
-from discojax.search.records import plain
 from discojax.search.racing import judge, keep_best, merged
+from discojax.search.records import plain
 from discojax.search.statistics import Comparison
 from discojax.tasks import reviews
 from discojax.tasks.measure import make_sampler
@@ -133,7 +133,14 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
         )  # fmt: skip
         measured = measure(laboratory, contenders, trial, screen, "training")
         return Outcome(
-            config.run.path, trial, tuple(contenders), measured, _judged(config, measured), 0, 0, len(contenders)
+            config.run.path,
+            trial,
+            tuple(contenders),
+            measured,
+            _judged(config, measured),
+            0,
+            0,
+            len(contenders),
         )
 
 
@@ -328,4 +335,3 @@ def save_results(outcome: Outcome) -> Path:
     file = outcome.folder / "results.json"
     cache.write_json(file, plain(results(outcome)))
     return file
-

@@ -35,6 +35,9 @@ SFT = "sft"
 """The name under which the untrained policy is measured: a lane of no steps."""
 
 
+_LOGGED = ("task", "split", "rung", "beta", "seed", "steps")
+
+
 @dataclass(frozen=True)
 class Contender:
     """An objective that competes: from the library, proposed, or given by the user."""
@@ -188,7 +191,10 @@ def _run(
             laboratory.metrics,
             kind="lane",
             objective=finished.key.objective,
-            **{name: getattr(finished.key, name) for name in ("task", "split", "rung", "beta", "seed", "steps")},
+            **{
+                name: getattr(finished.key, name)
+                for name in ("task", "split", "rung", "beta", "seed", "steps")
+            },
             status=evaluation.status,
             reward=evaluation.reward,
             kl=evaluation.kl,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from discojax import candidates, objectives
 from discojax.candidates import Program
@@ -44,9 +45,7 @@ def admit_library(archive: Archive, names: Sequence[str]) -> list[Contender]:
     return contenders
 
 
-def history(
-    archive: Archive, comparisons: Mapping[str, Comparison], *, before: int
-) -> list[Scored]:
+def history(archive: Archive, comparisons: Mapping[str, Comparison], *, before: int) -> list[Scored]:
     """What was tried before a generation, as a proposer is shown it.
 
     Scores are differences to the baseline. What the generation itself has tried is left out, so
@@ -57,29 +56,30 @@ def history(
     scored = []
     for attempt in attempts:
         comparison = comparisons.get(attempt.name)
-        status, score, bounds = attempt.status, None, None
-        reason = attempt.reason or ""
-        if status == "accepted":
-            if comparison is None:
-                continue  # admitted, not measured yet
-            if comparison.verdict == "failed":
-                status, reason = "failed", f"{comparison.failures} of {comparison.lanes} lanes diverged"
-            else:
-                score = comparison.difference.value if comparison.verdict != "baseline" else 0.0
-                bounds = interval(comparison.difference) if comparison.verdict != "baseline" else None
-        scored.append(
-            Scored(
-                name=attempt.name,
-                source=attempt.source or "",
-                status="ok" if status == "accepted" else status,
-                score=score,
-                interval=bounds,
-                reason=reason,
-                parents=tuple(names[number] for number in attempt.parents),
-                operator=attempt.operator,
-            )
+        if attempt.status == "accepted" and comparison is None:
+            continue  # admitted, not measured yet
+        shown = Scored(
+            name=attempt.name,
+            source=attempt.source or "",
+            status="ok" if attempt.status == "accepted" else attempt.status,
+            reason=attempt.reason or "",
+            parents=tuple(names[number] for number in attempt.parents),
+            operator=attempt.operator,
         )
+        if attempt.status == "accepted" and comparison is not None:
+            shown = _with_score(shown, comparison)
+        scored.append(shown)
     return scored
+
+
+def _with_score(shown: Scored, comparison: Comparison) -> Scored:
+    if comparison.verdict == "failed":
+        return replace(
+            shown, status="failed", reason=f"{comparison.failures} of {comparison.lanes} lanes diverged"
+        )
+    if comparison.verdict == "baseline":
+        return replace(shown, score=0.0)
+    return replace(shown, score=comparison.difference.value, interval=interval(comparison.difference))
 
 
 def propose(
@@ -109,7 +109,7 @@ def propose(
         if not proposals:
             break
         results = candidates.check_many(proposal.source for proposal in proposals)
-        attempts = []
+        attempts: list[Attempt] = []
         for proposal, result in zip(proposals, results, strict=True):
             attempts.append(
                 _attempt(archive, proposer, proposal, result, generation, len(attempts), attempts, seed)
@@ -167,17 +167,18 @@ def _again(attempt: Attempt, program: Program | None = None) -> Contender:
     """An accepted attempt as a contender; its text passed the gate when it was first proposed."""
     assert attempt.source is not None
     program = program or candidates.parse(attempt.source, attempt.name)
-    return Contender(
-        attempt.name, program, "proposed", operator=attempt.operator, thought=attempt.thought
-    )
+    return Contender(attempt.name, program, "proposed", operator=attempt.operator, thought=attempt.thought)
 
 
 def _seen(attempt: Attempt) -> Scored:
-    status = {"accepted": "duplicate"}.get(attempt.status, attempt.status)
-    # Accepted but not measured yet: shown as something not to propose again.
+    # One that was accepted but not measured yet is shown as something not to propose again.
     return Scored(
-        attempt.name, attempt.source or "", status, reason=attempt.reason or "", operator=attempt.operator
-    )  # type: ignore[arg-type]
+        name=attempt.name,
+        source=attempt.source or "",
+        status="duplicate" if attempt.status == "accepted" else attempt.status,
+        reason=attempt.reason or "",
+        operator=attempt.operator,
+    )
 
 
 def _mixed(*parts: int) -> int:

@@ -28,7 +28,11 @@ def judge(
 
 
 def keep_best(
-    contenders: Sequence[Contender], comparisons: Mapping[str, Comparison], keep: int, *, always: Sequence[str]
+    contenders: Sequence[Contender],
+    comparisons: Mapping[str, Comparison],
+    keep: int,
+    *,
+    always: Sequence[str],
 ) -> list[Contender]:
     """The `keep` highest lower confidence bounds of the difference to the baseline, and `always`.
 
