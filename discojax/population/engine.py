@@ -7,9 +7,9 @@ lane waits for another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -104,12 +104,9 @@ class Progress(NamedTuple):
     ended: int
 
 
-class Measure(Protocol):
-    """Measures the policies of some lanes: `[lanes, ...]` weights in, one result a chosen lane out."""
-
-    def __call__(
-        self, params: Any, chosen: Bool[np.ndarray, " lanes"], seeds: Int[np.ndarray, " lanes"]
-    ) -> list[Any]: ...
+Measure = Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], Sequence[Any]]
+"""Measures policies: given the weights of all lanes, which of them to measure, and every lane's seed,
+one result for each lane measured, in order."""
 
 
 def make_programs(
@@ -217,9 +214,7 @@ def train(
 
 
 def _write(settings: LaneSettings, lane: int, job: Job) -> None:
-    for array, value in zip(
-        jax.tree.leaves(settings), jax.tree.leaves(stack_jobs([job])), strict=True
-    ):
+    for array, value in zip(jax.tree.leaves(settings), jax.tree.leaves(stack_jobs([job])), strict=True):
         array[lane] = value[0]
 
 
