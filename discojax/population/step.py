@@ -98,7 +98,7 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
             return losses.mean(), logps
 
         (loss, logps), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         updates, moments = optimizer.update(gradient, state.moments, state.params)
         rate = settings.learning_rate * schedule(config.optimizer, state.step, settings.steps)
         params = apply(config.optimizer, state.params, updates, rate)
@@ -114,9 +114,7 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
         margin = (logps.policy_chosen - logps.reference_chosen) - (
             logps.policy_rejected - logps.reference_rejected
         )
-        metrics = StepMetrics(
-            jnp.int32(1), loss, settings.beta * margin.mean(), (margin > 0).mean(), norm
-        )
+        metrics = StepMetrics(jnp.int32(1), loss, settings.beta * margin.mean(), (margin > 0).mean(), norm)
         return state, jax.tree.map(lambda x: jnp.where(good, x, 0).astype(x.dtype), metrics)
 
     return lane_step
@@ -172,17 +170,15 @@ def make_advance(
         return jax.lax.scan(body, (state, sums), length=config.chunk)[0]
 
     lane_axis, everywhere = jax.P("lane"), jax.P()
-    if config.implementation == "map":
-        # Each device maps over its own lanes; under plain jit a loop over a sharded axis would gather.
-        body: Any = jax.shard_map(
-            mapped,
-            mesh=mesh,
-            in_specs=(lane_axis, lane_axis, everywhere),
-            out_specs=lane_axis,
-            check_vma=False,
-        )
-    else:
-        body = vmapped
+    # Each device works through its own lanes. Under plain jit `map` would gather them, and a loop under
+    # `vmap` (an objective's instructions) would ask all devices whether it is done, at every turn.
+    body = jax.shard_map(
+        mapped if config.implementation == "map" else vmapped,
+        mesh=mesh,
+        in_specs=(lane_axis, lane_axis, everywhere),
+        out_specs=lane_axis,
+        check_vma=False,
+    )
     lanes = jax.NamedSharding(mesh, lane_axis)
     return jax.jit(
         body,
@@ -215,6 +211,4 @@ def make_reset(config: StepConfig, mesh: jax.sharding.Mesh):
         params, moments = jax.tree.map(choose, (state.params, state.moments), start)
         return LaneState(params, moments, jnp.where(fresh, 0, state.step), state.diverged & ~fresh)
 
-    return jax.jit(
-        reset, in_shardings=(lanes, everywhere, lanes), out_shardings=lanes, donate_argnums=0
-    )
+    return jax.jit(reset, in_shardings=(lanes, everywhere, lanes), out_shardings=lanes, donate_argnums=0)

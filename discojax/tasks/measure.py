@@ -109,15 +109,14 @@ def make_sampler(
         return jax.vmap(measure_lane, in_axes=(0, 0, None, None))(params, seeds, prompts, reference)
 
     lane, everywhere = jax.P("lane"), jax.P()
-    body: Any = vmapped
-    if implementation == "map":
-        body = jax.shard_map(
-            mapped,
-            mesh=mesh,
-            in_specs=(lane, lane, lane, everywhere, everywhere),
-            out_specs=lane,
-            check_vma=False,
-        )
+    # Each device samples for its own lanes, and stops when they have ended: no device asks another.
+    body = jax.shard_map(
+        mapped if implementation == "map" else vmapped,
+        mesh=mesh,
+        in_specs=(lane, lane, lane, everywhere, everywhere),
+        out_specs=lane,
+        check_vma=False,
+    )
     return jax.jit(body, out_shardings=jax.NamedSharding(mesh, lane))
 
 
