@@ -131,7 +131,7 @@ class Search:
         "dpo", "ipo", "slic", "discopop", "exp", "robust", "kto_pair", "simpo",
         "apo_zero", "cell", "dbaql", "aqfl",
     )  # fmt: skip
-    rungs: tuple[tuple[Count, Count, Count], ...] = ((1, 24, 64), (2, 48, 8))
+    rungs: tuple[tuple[Count, Count, Count], ...] = ((1, 20, 64), (2, 40, 6))
 
     def __post_init__(self) -> None:
         if not self.betas or not self.rungs:
@@ -151,7 +151,7 @@ class Evaluation:
     finalists: Natural = 3
     baselines: tuple[str, ...] = ("dpo", "ipo", "slic", "discopop")
     seeds: Annotated[int, Range(least=2)] = 3
-    steps: Count = 48
+    steps: Count = 40
     search_prompts: Annotated[int, Range(least=2)] = 128
     prompts: Annotated[int, Range(least=2)] = 256
     kl_budget: Positive = 10.0
