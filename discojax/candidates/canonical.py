@@ -38,7 +38,8 @@ def apply(operator: str, *operands: Node | float) -> Node:
     broadcasts scalars, and a sum would count the pairs).
 
     Raises:
-      GraphError: for an unknown operator, or operands of the wrong number, kind or shape.
+      GraphError: for an unknown operator, operands of the wrong number, kind or shape, or
+        constants whose result is no representable number.
     """
     given = tuple(Constant(float(x)) if isinstance(x, (int, float)) else x for x in operands)
     if operator in OPERATORS and OPERATORS[operator].arity == len(given):

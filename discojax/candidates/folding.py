@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from discojax.candidates.graph import Constant, Node, representable
+from discojax.candidates.graph import Constant, GraphError, Node, representable
 
 __all__ = ["fold"]
 
@@ -53,7 +53,11 @@ _COMPARED: dict[str, Callable[[float, float], bool]] = {
 
 
 def fold(operator: str, operands: tuple[Node, ...]) -> Constant | None:
-    """The constant that `operator` gives for constants; None if it is not one, or not a number."""
+    """The constant that `operator` gives for constants; None for other operands, or if it is not folded.
+
+    Raises:
+      GraphError: if the result is no number, or too large or small to be a constant.
+    """
     values = [operand.value for operand in operands if isinstance(operand, Constant)]
     if len(values) != len(operands):
         return None
@@ -61,10 +65,12 @@ def fold(operator: str, operands: tuple[Node, ...]) -> Constant | None:
         return Constant(float(_COMPARED[operator](*values)), "truth")
     if operator == "logical_not":
         return Constant(1.0 - values[0], "truth")
-    if operator in _FOLDED:
-        try:
-            value = float(_FOLDED[operator](*values))
-        except (ArithmeticError, ValueError):
-            return None  # left in the graph, where the numbers stage names it
-        return Constant(value) if representable(value) else None
-    return None
+    if operator not in _FOLDED:
+        return None
+    try:
+        value = float(_FOLDED[operator](*values))
+    except (ArithmeticError, ValueError):
+        raise GraphError(f"{operator} of these constants is not a number") from None
+    if not representable(value):
+        raise GraphError(f"{operator} of these constants is outside 1e-30 to 1e10 in size")
+    return Constant(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from discojax.candidates.canonical import apply
 from discojax.candidates.graph import Argument, Constant, Node, nodes, uses
-from discojax.candidates.lower import fuse
+from discojax.candidates.lowering import fuse
 from discojax.objectives.types import ARGUMENTS
 
 __all__ = ["to_latex"]

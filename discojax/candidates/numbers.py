@@ -20,7 +20,7 @@ from jaxtyping import Float
 from discojax.candidates.blame import blame
 from discojax.candidates.errors import CandidateError
 from discojax.candidates.graph import Node
-from discojax.candidates.lower import interpret, lower
+from discojax.candidates.lowering import interpret, lower
 from discojax.objectives import machine
 from discojax.objectives.machine import Code
 from discojax.objectives.types import ARGUMENTS, LogProbs

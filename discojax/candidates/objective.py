@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from discojax.candidates import canonical
 from discojax.candidates import graph as graphs
-from discojax.candidates.behaviour import Behaviour, behaviour
+from discojax.candidates.descriptor import Behaviour, behaviour
 from discojax.candidates.errors import CandidateError
-from discojax.candidates.graph import Constant, GraphError, Node
+from discojax.candidates.graph import Apply, Constant, GraphError, Node
 from discojax.candidates.latex import to_latex
-from discojax.candidates.lower import interpret, lower
+from discojax.candidates.lowering import interpret, lower
 from discojax.candidates.printer import to_source
 from discojax.candidates.program import Translation, per_pair, translate
 from discojax.candidates.syntax import check_syntax
@@ -155,17 +155,24 @@ def from_function(objective: Objective) -> Program:
     translation = translate(check_syntax(text, settings), settings)
     program = _program(translation.graph, objective.name, objective.source, translation.lines)
     return replace(
-        program, settings=objective.settings, formula=objective.formula, reference=objective.reference
+        program,
+        settings=objective.settings,
+        formula=objective.formula,
+        reference=objective.reference,
+        aliases=objective.aliases,
+        minimum_batch=max(program.minimum_batch, objective.minimum_batch),
     )
 
 
 def _program(graph: Node, name: str, source: str, lines: Mapping[Node, int]) -> Program:
     extra = [argument for argument in ARGUMENTS[5:] if argument in graphs.arguments(graph)]
+    unbiased = any(isinstance(n, Apply) and n.operator.endswith("_unbiased") for n in graphs.nodes(graph))
     return Program(
         name=name,
         function=functools.partial(_call, graph),
         arguments=(*ARGUMENTS[:5], *extra),
         source=source,
+        minimum_batch=2 if unbiased else 1,
         graph=graph,
         lines=lines,
     )

@@ -15,7 +15,7 @@ from discojax.candidates.graph import (
     nodes,
     uses,
 )
-from discojax.candidates.lower import fuse
+from discojax.candidates.lowering import fuse
 from discojax.candidates.text import LARGEST_SOURCE
 from discojax.objectives.types import ARGUMENTS
 

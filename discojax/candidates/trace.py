@@ -136,11 +136,11 @@ def _jaxprs(value: Any) -> Iterator[Jaxpr]:
     stack = [value]
     while stack:
         item = stack.pop()
-        if isinstance(item, ClosedJaxpr):
-            stack.append(item.jaxpr)
-        elif isinstance(item, Jaxpr):
-            yield item
-            stack.extend(parameter for equation in item.eqns for parameter in equation.params.values())
+        if isinstance(item, (ClosedJaxpr, Jaxpr)):
+            # jax >= 0.12 has one class for both, and its `jaxpr` is itself.
+            jaxpr = item.jaxpr if isinstance(item, ClosedJaxpr) else item
+            yield jaxpr
+            stack.extend(parameter for equation in jaxpr.eqns for parameter in equation.params.values())
         elif isinstance(item, (tuple, list)):
             stack.extend(item)
         elif isinstance(item, dict):

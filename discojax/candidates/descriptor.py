@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from discojax.candidates.graph import Node
-from discojax.candidates.lower import interpret
+from discojax.candidates.lowering import interpret
 from discojax.objectives.types import ARGUMENTS
 
 __all__ = ["BETA", "MARGINS", "Behaviour", "behaviour", "distance"]
