@@ -88,6 +88,12 @@ def _number(value: float) -> str:
     return rf"{digits} \cdot 10^{{{int(exponent)}}}"
 
 
+def _times(indicator: str, value: str, number: bool) -> str:
+    if number:
+        return indicator if value == "1" else rf"{value} \, {indicator}"
+    return rf"{indicator} \, {value}"
+
+
 def _render(operator: str, x: tuple[Node, ...], texts: dict[Node, tuple[str, int]]) -> tuple[str, int]:
     def operand(node: Node, least: int) -> str:
         text, binding = texts[node]
@@ -126,7 +132,7 @@ def _render(operator: str, x: tuple[Node, ...], texts: dict[Node, tuple[str, int
         indicator = rf"\mathbf{{1}}\left[{plain(x[0])}\right]"
         other = rf"\mathbf{{1}}\left[\neg\left({plain(x[0])}\right)\right]"
         parts = [
-            text if plain(value) == "1" else rf"{text} \, {operand(value, _PRODUCT + 1)}"
+            _times(text, operand(value, _PRODUCT + 1), isinstance(value, Constant))
             for text, value in ((indicator, x[1]), (other, x[2]))
             if plain(value) != "0"
         ]

@@ -375,7 +375,12 @@ class _Translator:
     def result(self, node: ast.AST, result: Node | float, values: list[_Value], statistic: bool) -> _Value:
         if isinstance(result, (int, float)):
             return _Value(result)
-        self.lines.setdefault(result, getattr(node, "lineno", 1))
+        new: list[Node] = [result]
+        while new:  # canonical rewriting may have made several nodes of one operation
+            made = new.pop()
+            if isinstance(made, Apply) and made not in self.lines:
+                self.lines[made] = getattr(node, "lineno", 1)
+                new.extend(made.operands)
         filled = not statistic and result.shape == "scalar" and any(value.per_pair for value in values)
         return _Value(result, filled)
 

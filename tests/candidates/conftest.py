@@ -12,7 +12,7 @@ collect_ignore_glob = ["corpus/*"]  # texts to be read, not modules to be tested
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import corpus` and `import generate`
 
-from discojax.candidates.checker import Checker
+from discojax.candidates.checker import Checker  # noqa: E402
 
 
 @pytest.fixture(scope="session")

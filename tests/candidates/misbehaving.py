@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 from discojax.candidates import worker
 
@@ -55,10 +56,10 @@ def _attempt(what):
     import threading
 
     attempts = {
-        "read a secret": lambda: open("/etc/passwd").read(),
-        "read the environment of the parent": lambda: open(f"/proc/{os.getppid()}/environ").read(),
-        "write a file": lambda: open("/tmp/discojax-escape", "w").write("x"),
-        "write beside the package": lambda: open(os.path.join(os.path.dirname(worker.__file__), "x"), "w"),
+        "read a secret": lambda: Path("/etc/passwd").read_text(),
+        "read the environment of the parent": lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes(),
+        "write a file": lambda: Path("/tmp/discojax-escape").write_text("x"),
+        "write beside the package": lambda: Path(worker.__file__).with_name("escape").write_text("x"),
         "make a folder": lambda: os.mkdir("/tmp/discojax-escape"),
         "open a socket": lambda: socket.socket(),
         "open a local socket": lambda: socket.socketpair(),
@@ -68,7 +69,7 @@ def _attempt(what):
         "start a thread": lambda: (
             (t := threading.Thread(target=lambda: None), t.start(), t.join()) and "started"
         ),
-        "read Python's own file": lambda: open(os.__file__).read()[:1],
+        "read Python's own file": lambda: Path(os.__file__).read_text()[:1],
     }
     try:
         return f"done: {attempts[what]()!s:.20}"

@@ -9,27 +9,37 @@ from contextlib import contextmanager
 import corpus
 from hypothesis import strategies as st
 
+from discojax import candidates
 from discojax.candidates.vocabulary import BARE, CONSTANTS, DTYPES, FUNCTIONS, METHODS
 from discojax.objectives.types import ARGUMENTS
 
 NAMES = (*ARGUMENTS, "rho", "x", "y", "w", "losses")
 NUMBERS = ("0", "1", "2", "0.5", "-1.0", "3.7", "1e-6", "1e9", "-0.05", "20", "0.9", "7")
 HOSTILE = (
-    "__class__", "__import__('os')", "eval", "exec", "open('/etc/passwd')", "os.system('id')", "jax.pure_callback",
-    "getattr", "().__class__", "lambda: 0", "f'{x}'", "globals()", "jnp.ones(10**9)", "9**9**9", "jax.debug.print",
-    "self.beta", "self.model", "None", "True", "x[0]", "x.at", "[x]", "{x}", "yield", "await x", "x if x else y",
+    "__class__", "__import__('os')", "eval", "exec", "open('/etc/passwd')", "os.system('id')", "getattr",
+    "jax.pure_callback", "().__class__", "lambda: 0", "f'{x}'", "globals()", "jnp.ones(10**9)", "9**9**9",
+    "jax.debug.print", "self.beta", "self.model", "None", "True", "x[0]", "x.at", "[x]", "{x}", "yield",
+    "await x", "x if x else y",
+)  # fmt: skip
+_SIGNS = (
+    "+", "-", "*", "/", "**", "%", "//", "@", "&", "|", "^", "~", "<", "<=", ">", ">=", "==", "!=", "=", "+=",
+    "(", ")", "[", "]", "{", "}", ",", ":", ";", ".", "'", '"', "#", "\\", "`", ":=", "->", "and", "or", "not", "in",
+    "is",
 )  # fmt: skip
 TOKENS = (
     *NAMES, *NUMBERS, *HOSTILE, *FUNCTIONS, *BARE, *(f".{m}()" for m in METHODS), *CONSTANTS, *DTYPES,
-    *"+ - * / ** % // @ & | ^ ~ < <= > >= == != = += ( ) [ ] { } , : ; . ' \" # \\ ` := -> and or not in is".split(),
-    "\n", "\n    ", "    ", "return ", "def loss(", "if ", "for ", "while ", "import ", "class ", "axis=0", "ddof=1",
+    *_SIGNS,
+    "\n", "\n    ", "    ", "return ", "def loss(", "if ", "for ", "while ", "import ", "class ", "axis=0",
+    "ddof=1",
     '"""', "\t", "\x00", "é", "ｏｓ", "\ud800", "\u202e", "```",
 )  # fmt: skip
 
 SOURCES = tuple(entry.source for entry in (*corpus.hostile(), *corpus.legal()))
 
-_functions = tuple(name for name in FUNCTIONS if name.startswith(("jnp.", "jax.nn.", "jax.lax.", "torch.", "F.")))
-_leaves = st.sampled_from(NAMES[:5] + ("rho", "x", "rho", "x")) | st.sampled_from(NUMBERS)
+_FUNCTIONS = tuple(
+    name for name in FUNCTIONS if name.startswith(("jnp.", "jax.nn.", "jax.lax.", "torch.", "F."))
+)
+_leaves = st.sampled_from((*NAMES[:5], "rho", "x", "rho", "x")) | st.sampled_from(NUMBERS)
 
 
 def _bigger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
@@ -37,8 +47,8 @@ def _bigger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return (
         st.builds("({} {} {})".format, inner, infix, inner)
         | st.builds("-{}".format, inner)
-        | st.builds("{}({})".format, st.sampled_from(_functions + tuple(BARE)), inner)
-        | st.builds("{}({}, {})".format, st.sampled_from(_functions), inner, inner)
+        | st.builds("{}({})".format, st.sampled_from(_FUNCTIONS + tuple(BARE)), inner)
+        | st.builds("{}({}, {})".format, st.sampled_from(_FUNCTIONS), inner, inner)
         | st.builds("jnp.where({} < {}, {}, {})".format, inner, inner, inner, inner)
         | st.builds("({}).{}()".format, inner, st.sampled_from(tuple(METHODS)))
     )
@@ -46,7 +56,15 @@ def _bigger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 expressions: st.SearchStrategy[str] = st.recursive(_leaves, _bigger, max_leaves=12)
 
-_plain_functions = ("jax.nn.sigmoid", "jax.nn.softplus", "jax.nn.relu", "jnp.tanh", "jnp.abs", "jnp.square", "jnp.mean")
+_plain_functions = (
+    "jax.nn.sigmoid",
+    "jax.nn.softplus",
+    "jax.nn.relu",
+    "jnp.tanh",
+    "jnp.abs",
+    "jnp.square",
+    "jnp.mean",
+)
 
 
 def _sensible(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
@@ -59,14 +77,18 @@ sensible: st.SearchStrategy[str] = st.recursive(_leaves, _sensible, max_leaves=6
 """Expressions of which many are good losses once added to one."""
 
 programs: st.SearchStrategy[str] = st.builds(
-    lambda assigned, result: corpus.body("\n".join([*(f"{n} = {e}" for n, e in assigned), f"return {result}"])),
+    lambda assigned, result: corpus.body(
+        "\n".join([*(f"{n} = {e}" for n, e in assigned), f"return {result}"])
+    ),
     st.lists(st.tuples(st.sampled_from(["y", "w", "x", "losses", "rho"]), expressions), max_size=3),
     expressions,
 )
 """Texts of the grammar: well formed, and seldom meaningful."""
 
 good_programs: st.SearchStrategy[str] = st.builds(
-    lambda e, k: corpus.body(f"return jax.nn.softplus(-x) + {k} * jnp.tanh({e})"), sensible, st.sampled_from(NUMBERS)
+    lambda e, k: corpus.body(f"return jax.nn.softplus(-x) + {k} * jnp.tanh({e})"),
+    sensible,
+    st.sampled_from(NUMBERS),
 )
 """Texts of which many pass all five stages."""
 
@@ -80,7 +102,9 @@ def _edited(source: str, edits: list[tuple[int, int, str]]) -> str:
     return source
 
 
-mutants: st.SearchStrategy[str] = st.builds(_edited, st.sampled_from(SOURCES), st.lists(_edit, min_size=1, max_size=4))
+mutants: st.SearchStrategy[str] = st.builds(
+    _edited, st.sampled_from(SOURCES), st.lists(_edit, min_size=1, max_size=4)
+)
 """Texts of the corpus, a few edits away."""
 
 crossed: st.SearchStrategy[str] = st.builds(
@@ -90,9 +114,7 @@ crossed: st.SearchStrategy[str] = st.builds(
 soup: st.SearchStrategy[str] = st.lists(st.sampled_from(TOKENS), max_size=40).map(" ".join)
 bodies: st.SearchStrategy[str] = soup.map(lambda tokens: corpus.body("return " + tokens))
 noise: st.SearchStrategy[str] = st.text(max_size=300)
-anything: st.SearchStrategy[object] = (
-    st.none() | st.integers() | st.binary(max_size=50) | st.floats()
-)
+anything: st.SearchStrategy[object] = st.none() | st.integers() | st.binary(max_size=50) | st.floats()
 
 untrusted: st.SearchStrategy[object] = st.one_of(
     programs, good_programs, mutants, mutants, crossed, soup, bodies, noise | anything
@@ -101,7 +123,18 @@ untrusted: st.SearchStrategy[object] = st.one_of(
 
 # --- what the interpreter does meanwhile ------------------------------------------------------------
 
-_FORBIDDEN = ("exec", "open", "import", "socket.", "subprocess.", "os.", "shutil.", "ctypes.", "urllib.", "ftplib.")
+_FORBIDDEN = (
+    "exec",
+    "open",
+    "import",
+    "socket.",
+    "subprocess.",
+    "os.",
+    "shutil.",
+    "ctypes.",
+    "urllib.",
+    "ftplib.",
+)
 _watching: list[str] | None = None
 
 
@@ -127,3 +160,21 @@ def watched() -> Iterator[list[str]]:
         yield seen
     finally:
         _watching = None
+
+
+def parsed(source: object) -> candidates.Program | candidates.CandidateError:
+    """Stages 1 to 3, with the rejection as a value."""
+    try:
+        return candidates.parse(source)  # type: ignore[arg-type]
+    except candidates.CandidateError as error:
+        return error
+
+
+def printed(program: candidates.Program) -> str | None:
+    """The program as text; None where it is too large for the 4 kB of a candidate."""
+    try:
+        return program.canonical_source
+    except candidates.GraphError as error:
+        if "prints as" in str(error):
+            return None
+        raise

@@ -83,8 +83,10 @@ def test_it_has_its_own_session_and_group(wild: Checker) -> None:
 @pytest.mark.parametrize(
     "what",
     [
-        "read a secret", "read the environment of the parent", "write a file", "write beside the package",
-        "make a folder", "open a socket", "open a local socket", "start a program", "fork", "signal the parent",
+        "read a secret", "read the environment of the parent", "write a file",
+        "write beside the package",
+        "make a folder", "open a socket", "open a local socket", "start a program", "fork",
+        "signal the parent",
     ],
 )  # fmt: skip
 def test_code_that_got_through_would_still_be_confined(wild: Checker, what: str) -> None:

@@ -27,6 +27,8 @@ from discojax.candidates import graph as graphs
 PC, PR, RC = (Argument(name) for name in graphs.ARGUMENTS[:3])
 BETA = Argument("beta")
 MEAN = apply("mean", PC)
+LESS = apply("less", PC, PR)
+MARGIN = apply("subtract", PC, PR)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ EQUAL = [
     (apply("divide", PC, 4.0), apply("multiply", PC, 0.25)),
     (apply("subtract", PC, 2.0), apply("add", -2.0, PC)),
     (apply("subtract", PR, PC), apply("negative", apply("subtract", PC, PR))),
-    (apply("multiply", BETA, apply("subtract", PR, PC)), apply("negative", apply("multiply", BETA, apply("subtract", PC, PR)))),
+    (apply("multiply", BETA, apply("subtract", PR, PC)), apply("negative", apply("multiply", BETA, MARGIN))),
     (apply("multiply", PC, -1.0), apply("negative", PC)),
     (apply("divide", PC, -0.05), apply("negative", apply("divide", PC, 0.05))),
     (apply("add", PC, PC), apply("multiply", 2.0, PC)),
@@ -106,7 +108,7 @@ EQUAL = [
     (apply("greater", PC, PR), apply("less", PR, PC)),
     (apply("less", apply("negative", PC), 1.0), apply("greater", PC, -1.0)),
     (apply("logical_not", apply("equal", PC, PR)), apply("not_equal", PC, PR)),
-    (apply("where", apply("logical_not", apply("less", PC, PR)), PC, PR), apply("where", apply("less", PC, PR), PR, PC)),
+    (apply("where", apply("logical_not", LESS), PC, PR), apply("where", LESS, PR, PC)),
     (apply("where", apply("less", PC, PR), RC, RC), RC),
     (apply("log_sigmoid", PC), apply("negative", apply("softplus", apply("negative", PC)))),
     (apply("logaddexp", 0.0, PC), apply("softplus", PC)),
@@ -176,7 +178,9 @@ def test_replace_and_rewrite_rebuild_canonically() -> None:
     assert replace(loss, {x: apply("negative", PC)}) == apply("softplus", PC)
 
     def harder(node: candidates.Node) -> candidates.Node | None:
-        return apply("relu", *node.operands) if isinstance(node, Apply) and node.operator == "softplus" else None
+        return (
+            apply("relu", *node.operands) if isinstance(node, Apply) and node.operator == "softplus" else None
+        )
 
     assert rewrite(loss, harder) == apply("relu", apply("negative", x))
     assert rewrite(loss, lambda node: None) is loss
@@ -226,6 +230,10 @@ def test_library_objectives_keep_their_papers() -> None:
 
     objective = objectives.get("dbaql")
     program = candidates.from_function(objective)
-    assert (program.name, program.formula, program.reference) == ("dbaql", objective.formula, objective.reference)
+    assert (program.name, program.formula, program.reference) == (
+        "dbaql",
+        objective.formula,
+        objective.reference,
+    )
     assert program.minimum_batch == objective.minimum_batch == 2
     assert program.batch_coupled
