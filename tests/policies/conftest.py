@@ -1,5 +1,7 @@
 """A policy small enough to check by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +11,16 @@ from flax import nnx
 from discojax.policies.decoder import Decoder, DecoderConfig
 from discojax.policies.logprobs import completion_logps
 
-CONFIG = DecoderConfig(vocab_size=61, layers=2, width=16, heads=2, max_length=24)
+CONFIG = DecoderConfig(vocab_size=61, layers=1, width=16, heads=2, max_length=24)
 
 
 @pytest.fixture(scope="session")
 def make_policy():
     """`make_policy(seed)`: a decoder with weights so large that its choices differ."""
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(CONFIG, rngs=nnx.Rngs(0))))
 
-    def make(seed: int) -> Decoder:
+    def make(seed: int, layers: int = 1) -> Decoder:
+        config = dataclasses.replace(CONFIG, layers=layers)
+        graph, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
         rng = np.random.default_rng(seed)
 
         def weights(shape):

@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -21,8 +19,9 @@ def test_a_token_is_seen_by_those_after_it_only(policy, rows, hidden):
     assert (difference[:6] == 0).all() and (difference[6:] > 1e-4).all()
 
 
-def test_reading_token_by_token_from_a_cache_is_reading_at_once(policy, rows, hidden):
+def test_reading_token_by_token_from_a_cache_is_reading_at_once(make_policy, rows, hidden):
     ids, _, _ = rows
+    policy = make_policy(0, layers=2)  # whose caches must not be taken for one another
     starts = np.array([3, 5, 1, 4, 2])  # every row at its own position
     _, cache = jax.jit(lambda policy, ids: policy.prefill(ids))(policy, ids[:, :6])
     every = np.asarray(hidden(policy, ids))
@@ -45,7 +44,3 @@ def test_more_tokens_than_positions_are_refused_in_words(policy, hidden):
 def test_the_head_is_the_embedding(policy):
     assert policy.head.shape == (61, 16)
     np.testing.assert_array_equal(policy.head, policy.embedding(np.arange(61)))
-
-
-def test_a_config_is_a_value(policy):
-    assert dataclasses.replace(policy.config) == policy.config

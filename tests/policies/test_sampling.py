@@ -27,7 +27,7 @@ def draw(policy, prompts):
     return draw
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 1.7])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_samples_are_those_of_a_plain_loop_without_a_cache(policy, prompts, hidden, draw, temperature):
     ids, lengths = prompts
     ours = draw(temperature=temperature)
@@ -96,8 +96,7 @@ def test_completions_that_would_leave_the_positions_are_refused(policy, prompts)
         sample(policy, *prompts, jax.random.key(0), tokens=20, eos_id=EOS)
 
 
-@pytest.mark.parametrize("vocab", [2, 16, 61])
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize(("vocab", "temperature"), [(2, 1.0), (16, 0.5), (61, 1.0), (61, 1.7)])
 def test_choose_draws_from_the_softmax(vocab, temperature):
     logits = np.random.default_rng(vocab).normal(size=vocab).astype(np.float32)
     uniforms = jax.random.uniform(jax.random.key(vocab), (20_000,))

@@ -77,13 +77,10 @@ def test_padding_is_not_learnt_from(trained, corpus, mean_loss):
     )
 
 
-def test_the_seed_decides_the_order_and_nothing_else_is_random(trained, start, corpus):
-    params, losses = sft.train(*start, *corpus, config=CONFIG, seed=0)
-    assert losses == trained[1]
-    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(trained[0]), strict=True):
-        np.testing.assert_array_equal(one, other)
-    orders = [sft._order(seed, texts=60, batch=16, steps=40) for seed in (0, 1)]
-    assert not np.array_equal(*orders)
+def test_the_seed_decides_the_order():
+    one, same, other = (sft._order(seed, texts=60, batch=16, steps=40) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
 
 
 def test_every_epoch_is_a_permutation():

@@ -10,8 +10,8 @@ from discojax.policies import weights
 
 
 @pytest.fixture
-def params(policy):
-    return nnx.split(policy)[1]
+def params(make_policy):
+    return nnx.split(make_policy(0, layers=2))[1]
 
 
 @pytest.fixture

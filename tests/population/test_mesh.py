@@ -14,7 +14,7 @@ from discojax.population import make_mesh
 
 # Runs in a process of its own, since the number of devices is decided when JAX starts.
 SCRIPT = """
-import pickle, re, sys
+import dataclasses, pickle, re, sys
 import jax, numpy as np
 from discojax.population import StepConfig, make_engine, make_mesh, make_programs, train
 from discojax.population.lanes import stack_jobs
@@ -27,11 +27,10 @@ assert jax.device_count() == 8
 mesh = make_mesh()
 assert dict(mesh.shape) == {"lane": 8, "data": 1, "model": 1}
 
-def collectives(function, *arguments):
-    text = function.lower(*arguments).compile().as_text()
-    assert "num_partitions=8" in text
+def collectives(compiled):
+    assert "num_partitions=8" in compiled.as_text()
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    return sorted(set(re.findall(kinds, text)))
+    return sorted(set(re.findall(kinds, compiled.as_text())))
 
 prompts = Prompts(pairs.chosen_ids[:3, :5], np.minimum(pairs.prompt_length[:3], 5))
 found = {}
@@ -43,10 +42,18 @@ for kind in ("map", "vmap"):
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state))
     assert all(leaf.addressable_shards[0].data.shape[0] == 1 for leaf in jax.tree.leaves(state))
     sampler = make_sampler(graph, SamplingConfig(4, 2), mesh=mesh, implementation=kind)
+    sampled = sampler.lower(state.params, np.ones(8, bool), np.arange(8), prompts, params)
+    # What is looked at is what is run.
+    programs = dataclasses.replace(
+        programs,
+        advance=programs.advance.lower(state, stack_jobs(jobs[:8]), engine.data).compile(),
+        reset=programs.reset.lower(state, engine.params, np.zeros(8, bool)).compile(),
+    )
+    engine = dataclasses.replace(engine, programs=programs)
     told = {
-        "advance": collectives(programs.advance, state, stack_jobs(jobs[:8]), engine.data),
-        "reset": collectives(programs.reset, state, engine.params, np.zeros(8, bool)),
-        "sampler": collectives(sampler, state.params, np.ones(8, bool), np.arange(8), prompts, params),
+        "advance": collectives(programs.advance),
+        "reset": collectives(programs.reset),
+        "sampler": collectives(sampled.compile()),
     }
     def measure(params, chosen, seeds):
         return [jax.tree.map(lambda x: np.array(x[lane]), params) for lane in np.flatnonzero(chosen)]

@@ -42,40 +42,50 @@ def plain(setting, noisy_pairs):
             batch.rejected_length,
         )
 
+    @jax.jit
+    def forward(params, batch):
+        return jax.vjp(lambda params: logprobs(params, batch), params)
+
+    @jax.jit
+    def update(pull, cotangents, moments, params, rate):
+        optimizer = make_optimizer(rate)
+        (gradient,) = pull(cotangents)
+        updates, moments = optimizer.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments, optax.tree.norm(gradient)
+
+    def make_optimizer(rate):
+        adamw = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
     def train(objective, job):
-        rates = jnp.asarray(table, jnp.float32) * job.learning_rate
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(config.clip_norm),
-            optax.adamw(
-                lambda count: rates[count], config.b1, config.b2, config.eps, weight_decay=config.weight_decay
-            ),
-        )
-
         @jax.jit
-        def step(params, moments, batch, progress):
-            def loss(params):
-                logps = logprobs(params, batch)
-                return jnp.mean(objective(logps, job.beta, progress)), logps
+        def head(logps, progress):
+            def mean(policy_logps):
+                return jnp.mean(objective(logps._replace(**policy_logps), job.beta, progress))
 
-            (value, logps), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-            updates, moments = optimizer.update(gradient, moments, params)
-            log_ratios = logps.policy_chosen - logps.reference_chosen
-            margins = log_ratios - (logps.policy_rejected - logps.reference_rejected)
-            told = value, job.beta * margins.mean(), (margins > 0).mean(), optax.tree.norm(gradient)
-            return optax.apply_updates(params, updates), moments, told
+            return jax.value_and_grad(mean)(
+                {"policy_chosen": logps.policy_chosen, "policy_rejected": logps.policy_rejected}
+            )
 
-        params, moments, all_told = setting.params, optimizer.init(setting.params), []
+        params, moments, told = setting.params, make_optimizer(0.0).init(setting.params), []
         for number in range(STEPS):
             index = batch_indices(job.seed, number, pairs=22, batch=setting.config.batch)
             batch = jax.tree.map(lambda x, index=index: x[index], noisy_pairs)
-            params, moments, told = step(params, moments, batch, number / STEPS)
-            all_told.append(told)
-        return params, np.mean(all_told, axis=0)
+            logps, pull = forward(params, batch)
+            loss, gradient = head(logps, number / STEPS)
+            none = [np.zeros(4, np.float32)] * 2 + [np.zeros(4, jax.dtypes.float0)] * 2
+            cotangents = LogProbs(gradient["policy_chosen"], gradient["policy_rejected"], *none)
+            log_ratios = logps.policy_chosen - logps.reference_chosen
+            margins = log_ratios - (logps.policy_rejected - logps.reference_rejected)
+            rate = np.float32(table[number] * job.learning_rate)
+            params, moments, norm = update(pull, cotangents, moments, params, rate)
+            told.append((loss, job.beta * margins.mean(), (margins > 0).mean(), norm))
+        return params, np.mean(told, axis=0)
 
     return train
 
 
-@pytest.mark.parametrize("name", ["dpo", "simpo", "aot"])
+@pytest.mark.parametrize("name", ["dpo", "simpo", "aot", "discopop", "kto_pair", "cell"])
 def test_a_lane_is_a_plain_training_loop(name, plain, noisy_pairs, job, run, same):
     here = job(name, seed=3, steps=STEPS)
     params, metrics = plain(objectives.get(name), here)

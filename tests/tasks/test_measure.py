@@ -1,0 +1,155 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from discojax.policies.decoder import Decoder, DecoderConfig
+from discojax.policies.divergence import completion_divergence
+from discojax.policies.sampling import sample
+from discojax.tasks.measure import Prompts, SamplingConfig, make_measure, make_sampler
+
+SAMPLING = SamplingConfig(tokens=6, eos_id=2)
+SEEDS = np.array([7, 7, 8, 7])
+ALL = np.ones(4, bool)
+
+
+@pytest.fixture(scope="module")
+def graph_and_reference():
+    config = DecoderConfig(vocab_size=40, layers=1, width=16, heads=2, max_length=12)
+    graph, params = nnx.split(Decoder(config, rngs=nnx.Rngs(0)))
+    return graph, jax.tree.map(np.asarray, params)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    ids = np.random.default_rng(0).integers(3, 40, (5, 4)).astype(np.int32)
+    return Prompts(ids, np.array([4, 1, 2, 3, 4], np.int32))
+
+
+@pytest.fixture(scope="module")
+def lanes(graph_and_reference):
+    """Four lanes: two policies, the first of them again, and the reference."""
+    _, params = graph_and_reference
+    rng = np.random.default_rng(1)
+    one, two = (
+        jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+        for _ in range(2)
+    )
+    return jax.tree.map(lambda *leaves: np.stack(leaves), one, two, one, params)
+
+
+@pytest.fixture(scope="module")
+def samplers(graph_and_reference):
+    types = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((1, 1, 1), ("lane", "data", "model"), axis_types=types, devices=jax.devices()[:1])
+    graph, _ = graph_and_reference
+    return {kind: make_sampler(graph, SAMPLING, mesh=mesh, implementation=kind) for kind in ("map", "vmap")}
+
+
+def decode(rows):
+    return [" ".join(str(int(token)) for token in row) for row in rows]
+
+
+def reward(texts):
+    return np.array([len(text.split()) for text in texts], np.float64)
+
+
+@pytest.fixture(scope="module")
+def measure(samplers, prompts, graph_and_reference):
+    def build(kind="map", **settings):
+        _, reference = graph_and_reference
+        settings = {"decode": decode, "reward": reward} | settings
+        return make_measure(samplers[kind], prompts, reference, **settings)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def measured(measure, lanes):
+    return measure()(lanes, ALL, SEEDS)
+
+
+@pytest.mark.parametrize("kind", ["map", "vmap"])
+def test_every_lane_is_what_its_policy_samples_alone(
+    kind, measure, measured, lanes, prompts, graph_and_reference
+):
+    graph, reference = graph_and_reference
+
+    @jax.jit
+    def alone(params, key):
+        policy = nnx.merge(graph, params)
+        samples = sample(policy, *prompts, key, tokens=6, eos_id=2)
+        return samples, completion_divergence(
+            policy,
+            nnx.merge(graph, reference),
+            samples.ids,
+            prompts.lengths,
+            samples.completion_lengths,
+            tokens=6,
+        )
+
+    results = measured if kind == "map" else measure(kind)(lanes, ALL, SEEDS)
+    for lane, result in enumerate(results):
+        params = jax.tree.map(lambda x: x[lane], lanes)  # noqa: B023
+        key = jax.random.fold_in(jax.random.key(0x5A3), int(SEEDS[lane]))
+        samples, divergence = jax.tree.map(np.asarray, alone(params, key))
+        ends = prompts.lengths + samples.completion_lengths
+        rows = [row[a:b] for row, a, b in zip(samples.ids, prompts.lengths, ends, strict=True)]
+        assert result.completions == decode(rows)
+        np.testing.assert_array_equal(result.length, samples.completion_lengths)
+        np.testing.assert_allclose(result.kl, divergence.sequence, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(result.reverse_kl, divergence.reverse_per_token, rtol=1e-3, atol=1e-5)
+
+
+def test_a_seed_decides_the_draws_and_the_lane_does_not(measured):
+    one, two, again, reference = measured
+    assert one.completions != two.completions  # two policies
+    assert one.completions != again.completions  # one policy, another seed
+    np.testing.assert_array_equal(reference.kl, 0)  # the policy it is measured from
+    np.testing.assert_array_equal(reference.reverse_kl, 0)
+    assert (one.kl > 0).all() and (one.reverse_kl > 0).all()
+
+
+def test_the_same_policy_with_the_same_seed_is_measured_alike_in_any_lane(measure, lanes, measured):
+    turned = jax.tree.map(lambda x: np.roll(x, 1, axis=0), lanes)
+    results = measure()(turned, ALL, np.roll(SEEDS, 1))
+    for ours, theirs in zip([*results[1:], results[0]], measured, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["map", "vmap"])
+def test_only_chosen_lanes_are_given_in_their_order(kind, measure, lanes, measured):
+    chosen = np.array([True, False, False, True])
+    ruined = jax.tree.map(lambda x: np.where(chosen.reshape(-1, *(1,) * (x.ndim - 1)), x, np.nan), lanes)
+    results = measure(kind)(ruined, chosen, SEEDS)
+    assert len(results) == 2
+    for ours, theirs in zip(results, (measured[0], measured[3]), strict=True):
+        assert ours.completions == theirs.completions
+        np.testing.assert_allclose(ours.kl, theirs.kl, rtol=1e-3, atol=1e-5)
+    assert measure(kind)(lanes, np.zeros(4, bool), SEEDS) == []
+
+
+def test_the_reward_reads_prompt_and_completion(measured, prompts):
+    for result in measured:
+        np.testing.assert_array_equal(result.reward, prompts.lengths + result.length)
+        assert result.reward.dtype == np.float32
+
+
+def test_or_the_completion_alone(measure, lanes, measured):
+    results = measure(reward_sees_prompt=False)(lanes, ALL, SEEDS)
+    for ours, theirs in zip(results, measured, strict=True):
+        np.testing.assert_array_equal(ours.reward, theirs.length)
+        assert ours.completions == theirs.completions
+
+
+def test_texts_begin_with_the_prompt_and_padding_is_no_part_of_them(measure, lanes, prompts):
+    seen: list[str] = []
+
+    def listen(texts):
+        seen.extend(texts)
+        return reward(texts)
+
+    (result,) = measure(reward=listen)(lanes, np.array([False, True, False, False]), SEEDS)
+    for text, row, length, completion in zip(seen, *prompts, result.completions, strict=True):
+        assert text == " ".join([*decode([row[:length]]), completion])
