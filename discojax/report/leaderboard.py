@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "ranked", "row", "table", "to_csv", "to_text"]
 
+_Interval = Callable[[float | None, float | None, float | None, str], str]
 _COLOURS = {"better": "green", "worse": "red", "baseline": "bold"}
 
 
@@ -111,19 +112,19 @@ def table(rows: Sequence[Row], *, title: str = "", baseline: str = "dpo", captio
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for heading, justify in _columns(baseline):
+    for heading, justify in _columns(baseline, "± 95 %"):
         # On a narrow terminal names, intervals and words fold; a number is never cut.
-        folds = heading in ("objective", "verdict") or "[" in heading
+        folds = heading in ("objective", "verdict") or "±" in heading
         result.add_column(
             Text(heading),
             justify=justify,
             no_wrap=not folds,
             overflow="fold",
-            min_width={"objective": 12, "verdict": 10}.get(heading, 8 if folds else None),
+            min_width={"objective": 12, "verdict": 10}.get(heading, 7 if folds else None),
         )
     for r in rows:
         style = "dim" if r.status != "ok" else _COLOURS.get(r.verdict)
-        result.add_row(*map(Text, _cells(r)), style=style)  # Text: a proposer chooses names, no markup
+        result.add_row(*map(Text, _cells(r, _plus_minus)), style=style)  # Text: names may hold markup
     return result
 
 
@@ -154,35 +155,45 @@ def to_csv(rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
-def _columns(baseline: str) -> list[tuple[str, Literal["left", "right"]]]:
+def _columns(baseline: str, bounds: str = "[95 %]") -> list[tuple[str, Literal["left", "right"]]]:
     return [
         ("#", "right"),
         ("objective", "left"),
-        ("score [95 %]", "right"),
+        (f"score {bounds}", "right"),
         ("reward", "right"),
         ("KL", "right"),
-        (f"vs {baseline} [95 %]", "right"),
+        (f"vs {baseline} {bounds}", "right"),
         ("seeds", "right"),
         ("verdict", "left"),
     ]
 
 
-def _cells(r: Row) -> list[str]:
+def _cells(r: Row, interval: _Interval | None = None) -> list[str]:
+    interval = interval or _brackets
     return [
         "" if r.rank is None else str(r.rank),
         r.name,
-        _with_interval(r.score, r.score_low, r.score_high, "{:.3f}"),
+        interval(r.score, r.score_low, r.score_high, "{:.3f}"),
         "" if r.reward is None else f"{r.reward:.3f}",
         "" if r.kl is None else f"{r.kl:.1f}",
-        _with_interval(r.difference, r.difference_low, r.difference_high, "{:+.3f}"),
+        interval(r.difference, r.difference_low, r.difference_high, "{:+.3f}"),
         str(r.seeds) if r.seeds else "",
         ": ".join(x for x in (r.verdict if r.status == "ok" else r.status, r.note) if x),
     ]
 
 
-def _with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+def _brackets(value: float | None, low: float | None, high: float | None, form: str) -> str:
     if value is None:
         return ""
     if low is None or high is None:
         return form.format(value)
     return f"{form} [{form}, {form}]".format(value, low, high)
+
+
+def _plus_minus(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    """The longer side of the interval, for a narrow table; the CSV has both ends."""
+    if value is None:
+        return ""
+    if low is None or high is None:
+        return form.format(value)
+    return f"{form} ± {{:.3f}}".format(value, max(high - value, value - low))
