@@ -23,6 +23,7 @@ from discojax.candidates.vocabulary import (
     METHODS,
     ROOTS,
     refusal,
+    remedy,
 )
 from discojax.errors import nearest
 from discojax.objectives.types import ARGUMENTS
@@ -359,7 +360,7 @@ class _Walk:
         root = name.split(".")[0] if name else ""
         if isinstance(node.func, ast.Name) and name not in BARE or root in ROOTS and name not in FUNCTIONS:
             assert name is not None
-            raise self.unknown_function(node, name)
+            raise _refuse(node, f"{quoted(name)} is not in the language; {remedy(name)}")
         if root in ROOTS:
             self.torch |= root in ("torch", "F") or name.startswith("nn.functional")  # type: ignore[union-attr]
             self.jax |= root in ("jnp", "jax", "np", "numpy", "lax", "jsp")
@@ -390,17 +391,3 @@ class _Walk:
         if dotted(node) in DTYPES or isinstance(node, ast.Name) and node.id == "float":
             return
         self.expression(node)
-
-    def unknown_function(self, node: ast.Call, name: str) -> CandidateError:
-        hint = refusal(name)
-        if not hint:
-            last = name.rsplit(".", 1)[-1]
-            by_last = {full.rsplit(".", 1)[-1]: full for full in reversed(FUNCTIONS)}
-            preferred = {"logsigmoid": "jax.nn.log_sigmoid", "clamp": "jnp.clip"}
-            near = (
-                preferred.get(last)
-                or by_last.get(last)
-                or nearest(name, FUNCTIONS).removeprefix(" Did you mean ").strip("'?")
-            )
-            hint = f"did you mean {near}?" if near else "use functions of jnp, jax.nn or jax.lax"
-        return _refuse(node, f"{quoted(name)} is not in the language; {hint}")

@@ -13,9 +13,21 @@ from dataclasses import dataclass
 
 from discojax.candidates.canonical import apply, as_number, as_truth
 from discojax.candidates.graph import GraphError, Node
+from discojax.errors import nearest
 from discojax.objectives.operators import OPERATORS
 
-__all__ = ["BARE", "CONSTANTS", "DTYPES", "FUNCTIONS", "METHODS", "ROOTS", "STATIC", "Function", "refusal"]
+__all__ = [
+    "BARE",
+    "CONSTANTS",
+    "DTYPES",
+    "FUNCTIONS",
+    "METHODS",
+    "ROOTS",
+    "STATIC",
+    "Function",
+    "refusal",
+    "remedy",
+]
 
 Static = bool | int | float | str | None
 
@@ -345,3 +357,14 @@ def refusal(name: str) -> str:
         if last in words or not set(words).isdisjoint(name.split(".")):
             return hint
     return ""
+
+
+def remedy(name: str) -> str:
+    """What to write instead of an unknown function."""
+    if hint := refusal(name):
+        return hint
+    last = name.rsplit(".", 1)[-1]
+    namesakes = {full.rsplit(".", 1)[-1]: full for full in reversed(FUNCTIONS)}
+    namesakes |= {"logsigmoid": "jax.nn.log_sigmoid", "clamp": "jnp.clip"}
+    near = namesakes.get(last) or nearest(name, FUNCTIONS).removeprefix(" Did you mean ").strip("'?")
+    return f"did you mean {near}?" if near else "use functions of jnp, jax.nn or jax.lax"

@@ -52,7 +52,7 @@ def serve(warm: Callable[[], tuple[Handler, Chores]]) -> None:
     for line in _lines(chores):
         request = json.loads(line)
         # If whoever asked is gone and cannot end a hang, the alarm's default action does.
-        signal.setitimer(signal.ITIMER_REAL, float(request["seconds"]) + 1.0)
+        signal.setitimer(signal.ITIMER_REAL, 10.0 * float(request["seconds"]))
         answer = handle(request, lambda stage: say({"stage": stage}))
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         say(answer)
@@ -102,26 +102,21 @@ def _warm() -> tuple[Handler, Chores]:
 
 
 def _compile_operators() -> Chores:
-    """Runs every operator once on every mixture of shapes: JAX compiles each at its first use."""
+    """Runs every operator once on the commonest shapes: JAX compiles each at its first use."""
     import jax.numpy as jnp
 
     from discojax.candidates.numbers import PAIRS
     from discojax.objectives.operators import OPERATORS
 
-    shapes = [jnp.full(shape, 0.5, jnp.float32) for shape in ((PAIRS,), (), (1,))]
+    pairs, one = jnp.full(PAIRS, 0.5, jnp.float32), jnp.float32(0.5)
     for operator in OPERATORS.values():
-        first = shapes[:1] if operator.batch else shapes
-        for x in first:
-            operator.function(*([x] * operator.arity))
-            yield
-        for y in shapes[1:] if operator.arity == 2 else ():
-            for pair in ((shapes[0], y),) if operator.batch else ((shapes[0], y), (y, shapes[0])):
-                operator.function(*pair)
-                yield
+        mixtures: list[tuple[Any, ...]] = [(pairs, one, one)[: operator.arity]]
+        if operator.arity == 2 and not operator.batch:
+            mixtures += [(pairs, pairs), (one, pairs)]
         if operator.arity == 3:
-            operator.function(shapes[0], shapes[0], shapes[1])
-            operator.function(shapes[0], shapes[1], shapes[0])
-            operator.function(shapes[0], shapes[1], shapes[1])
+            mixtures += [(pairs, pairs, one), (pairs, one, pairs), (pairs, pairs, pairs)]
+        for operands in mixtures:
+            operator.function(*operands)
             yield
 
 

@@ -3,8 +3,8 @@
 Every input goes through stages 1 to 3 in this process, watched by an audit hook; every program that
 comes out is printed, read again and compared; and all that are new by their hash go through stages
 4 and 5 in the confined process, up to `--full`. Anything but a program or a `CandidateError`, an
-audit event of a file, a socket, a process or executed code, an answer after 5 s, or a checking
-process that hung or crashed, ends the run with the input that did it. `docs/candidates.md` has the
+audit event of a file, a socket, a process or executed code, over 5 s of work, or a checking process
+that hung (4 s) or crashed, ends the run with the input that did it. `docs/candidates.md` has the
 figures of the last run.
 """
 
@@ -35,17 +35,17 @@ class Figures:
         self.kinds: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
         self.seen: set[str] = set()
-        self.slowest = {"stages 1-3": 0.0, "all stages": 0.0}
+        self.slowest = {"stages 1-3, CPU": 0.0, "all stages, wall": 0.0}
         self.checked = 0
 
     def parse(self, source: object) -> candidates.Program | None:
-        begin = time.monotonic()
+        begin = time.process_time()
         with strategies.watched() as events:
             result = strategies.parsed(source)
-        took = time.monotonic() - begin
+        took = time.process_time() - begin
         assert events == [], events
         assert took < 5.0, took
-        self.slowest["stages 1-3"] = max(self.slowest["stages 1-3"], took)
+        self.slowest["stages 1-3, CPU"] = max(self.slowest["stages 1-3, CPU"], took)
         self.kinds[type(source).__name__] += 1
         if isinstance(result, candidates.Program):
             return result
@@ -72,8 +72,7 @@ class Figures:
         begin = time.monotonic()
         result = check(source, checker=checker)
         took = time.monotonic() - begin
-        self.slowest["all stages"] = max(self.slowest["all stages"], took)
-        assert took < 5.0, took
+        self.slowest["all stages, wall"] = max(self.slowest["all stages, wall"], took)
         assert "process" not in result.reason, result.reason
         assert result.accepted or len(str(result.error)) < 300
         self.verdicts["accepted" if result.accepted else f"rejected at {result.stage}"] += 1

@@ -68,7 +68,8 @@ def test_the_environment_holds_no_key_of_the_parent(wild: Checker) -> None:
     names = wild.ask("environment")["reason"].split()
     assert "GEMINI_API_KEY" not in names
     assert set(names) <= {
-        "HOME", "JAX_ENABLE_COMPILATION_CACHE", "JAX_PLATFORMS", "LANG", "LC_CTYPE", "OMP_NUM_THREADS",
+        "HOME", "JAX_ENABLE_COMPILATION_CACHE", "JAX_PLATFORMS", "LANG", "LC_CTYPE",
+        "MALLOC_ARENA_MAX", "OMP_NUM_THREADS",
         "OPENBLAS_NUM_THREADS", "PATH", "XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL", "TPU_SKIP_MDS_QUERY",
     }  # fmt: skip
 

@@ -143,7 +143,8 @@ def test_an_effect_free_callback_is_caught_by_its_name_alone() -> None:
         "custom_vjp_call_jaxpr", "device_put", "svd", "eigh", "lu", "triangular_solve", "custom_linear_solve",
         "conv_general_dilated",
         "dot_general", "dynamic_slice", "dynamic_update_slice", "shard_map", "pallas_call", "tpu_custom_call",
-        "infeed", "outfeed", "composite", "run_state", "get", "swap", "addupdate", "call_exported", "xla_call",
+        "infeed", "outfeed", "composite", "run_state", "get", "swap", "addupdate", "call_exported",
+        "xla_call",
         "a primitive of the future",
     ],
 )  # fmt: skip
