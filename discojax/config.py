@@ -81,7 +81,7 @@ class Task:
     name: Literal["rotten_tomatoes", "imdb"] = "rotten_tomatoes"
     held_out: Literal["rotten_tomatoes", "imdb"] = "imdb"
     prompt_tokens: Annotated[int, Range(least=2)] = 6
-    completion_tokens: Count = 20
+    completion_tokens: Count = 16
     pairs: Count = 2000
     completions: Annotated[int, Range(least=2)] = 4
     temperature: Positive = 1.0

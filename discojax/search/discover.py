@@ -193,7 +193,11 @@ def _laboratory(config: Config, archive: Archive, names: Sequence[str], screen: 
         label_temperature=config.task.label_temperature,
         seed=config.task.seed,
     )
-    tasks = {name: reviews.build(name, settings, report=report) for name in dict.fromkeys(names)}
+    foundation = reviews.lay_foundation(settings, report=report)
+    tasks = {
+        name: reviews.build(name, settings, foundation=foundation, report=report)
+        for name in dict.fromkeys(names)
+    }
     first = next(iter(tasks.values()))
     archives.set_meta(archive, "tasks", {name: dict(task.facts) for name, task in tasks.items()})
     archives.set_meta(archive, "identities", {name: task.identity for name, task in tasks.items()})

@@ -28,7 +28,7 @@ from discojax.tasks import rewards
 from discojax.tasks.measure import Prompts, SamplingConfig
 from discojax.tasks.sampled_pairs import sample_pairs
 
-__all__ = ["SPLITS", "ReviewsConfig", "ReviewsTask", "build"]
+__all__ = ["SPLITS", "Foundation", "ReviewsConfig", "ReviewsTask", "build", "lay_foundation"]
 
 VERSION = 1
 SPLITS = {"search": "reward_search", "select": "reward_search", "report": "reward_report"}
@@ -99,10 +99,49 @@ class ReviewsTask:
         return self.tokenizer.decode_batch([[int(i) for i in row] for row in rows], skip_special_tokens=True)
 
 
+@dataclass(frozen=True)
+class Foundation:
+    """What all packaged tasks of one `ReviewsConfig` stand on; see `lay_foundation`."""
+
+    tokenizer: Tokenizer
+    rewards: Mapping[str, rewards.RewardModel]
+    graph: nnx.GraphDef
+    params: Any
+    loss: float
+    prompts: Mapping[tuple[str, str], Prompts]
+
+
+def lay_foundation(
+    config: ReviewsConfig,
+    *,
+    root: Path | str | None = None,
+    report: Report = lambda what, done, total: None,
+) -> Foundation:
+    """Tokenizer, reward models, supervised policy and prompts, built or read from the cache.
+
+    Raises:
+      UserError: the reviews are not installed, or the cache cannot be written.
+    """
+    report("reviews", 0, 1)
+    texts = reviews.load()
+    report("reviews", 1, 1)
+    report("tokenizer", 0, 1)
+    tokens = tokenizer.load(tokenizer.build(texts, config.policy.vocab_size, root))
+    report("tokenizer", 1, 1)
+    models = {}
+    for done, fold in enumerate(rewards.ROLES):
+        report("reward models", done, len(rewards.ROLES))
+        models[fold] = rewards.build(texts, fold, root=root)
+    report("reward models", len(rewards.ROLES), len(rewards.ROLES))
+    graph, params, loss = _policy(texts, tokens, config, root, report)
+    return Foundation(tokens, models, graph, params, loss, _all_prompts(texts, tokens, config))
+
+
 def build(
     name: str,
     config: ReviewsConfig,
     *,
+    foundation: Foundation | None = None,
     root: Path | str | None = None,
     report: Report = lambda what, done, total: None,
 ) -> ReviewsTask:
@@ -111,6 +150,7 @@ def build(
     Args:
       name: one of `data.reviews.SOURCES`.
       config: see `ReviewsConfig`.
+      foundation: of this config, if it is at hand.
       root: the cache's directory.
       report: told how the building goes.
 
@@ -122,23 +162,11 @@ def build(
             f"No task is called {name!r}: choose one of {', '.join(reviews.SOURCES)}."
             f"{nearest(name, reviews.SOURCES)}"
         )
-    report("reviews", 0, 1)
-    texts = reviews.load()
-    report("reviews", 1, 1)
-    report("tokenizer", 0, 1)
-    tokens = tokenizer.load(tokenizer.build(texts, config.policy.vocab_size, root))
-    report("tokenizer", 1, 1)
-    models = {}
-    folds = ("reward_label", "reward_search", "reward_report")
-    for done, fold in enumerate(folds):
-        report("reward models", done, len(folds))
-        models[fold] = rewards.build(texts, fold, root=root)
-    report("reward models", len(folds), len(folds))
-
-    graph, params, loss = _policy(texts, tokens, config, root, report)
+    base = foundation or lay_foundation(config, root=root, report=report)
+    graph, params, tokens, models, prompts = (
+        base.graph, base.params, base.tokenizer, base.rewards, base.prompts,
+    )  # fmt: skip
     sampling = SamplingConfig(config.completion_tokens, tokenizer.EOS, tokenizer.PAD, config.temperature)
-
-    prompts = _all_prompts(texts, tokens, config)
     spare = config.pairs + config.pairs // 20 + 8  # some are dropped, and both tasks shall have as many
     training = Prompts(*(array[:spare] for array in prompts[name, "policy"]))
     pairs, dropped = _pairs(
@@ -156,7 +184,7 @@ def build(
             "params": [np.asarray(x) for x in jax.tree.leaves(params)],
             "pairs": dict(pairs._asdict()),
             "prompts": {split: list(p) for split, p in splits.items()},
-            "rewards": [models[fold].sha256 for fold in folds],
+            "rewards": [models[fold].sha256 for fold in rewards.ROLES],
             "sampling": asdict(sampling),
         }
     )
@@ -169,8 +197,8 @@ def build(
             "pairs left out": dropped,
             "prompts": {split: len(p.lengths) for split, p in splits.items()},
             "parameters": int(sum(np.size(x) for x in jax.tree.leaves(params))),
-            "supervised loss": loss,
-            "rewards": {fold: models[fold].metadata["accuracy"] for fold in folds},
+            "supervised loss": base.loss,
+            "rewards": {fold: models[fold].metadata["accuracy"] for fold in rewards.ROLES},
         },
     )  # fmt: skip
 
@@ -178,9 +206,10 @@ def build(
 def _policy(texts, tokens: Tokenizer, config: ReviewsConfig, root, report: Report):
     """The decoder after supervised training on the policy's fold of both sources."""
     graph, state = nnx.split(Decoder(config.policy, rngs=nnx.Rngs(config.seed)))
-    ids, lengths = _windows(reviews.fold(texts, None, "policy").texts, tokens, config.policy.max_length)
+    fold = reviews.fold(texts, None, "policy")
     inputs = {
-        "data": cache.content_hash([ids, lengths]),
+        "texts": fold.sha256,
+        "tokenizer": cache.content_hash(tokens.to_str()),
         "policy": asdict(config.policy),
         "sft": asdict(config.sft),
         "seed": config.seed,
@@ -189,6 +218,8 @@ def _policy(texts, tokens: Tokenizer, config: ReviewsConfig, root, report: Repor
     }
 
     def make(directory: Path) -> None:
+        ids, lengths = _windows(fold.texts, tokens, config.policy.max_length)
+
         def progress(done: int, loss: float) -> None:
             report(f"policy (loss {loss:.2f} nats a token)", done, config.sft.steps)
 

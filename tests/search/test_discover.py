@@ -114,7 +114,9 @@ def test_the_same_seed_gives_the_same_leaderboard(finished, tmp_path):
     assert scores(discover.run(config(tmp_path))) == scores(outcome)
 
 
-@pytest.mark.parametrize("lanes", [3, 12, 30])
+@pytest.mark.parametrize(
+    "lanes", [12, pytest.param(3, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(finished, tmp_path, monkeypatch, lanes):
     settings, outcome = finished
     stopped = config(tmp_path)
