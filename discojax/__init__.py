@@ -5,7 +5,18 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("candidates", "config", "data", "objectives", "policies", "population", "proposers", "report", "search", "tasks")
+_SUBMODULES = (
+    "candidates",
+    "config",
+    "data",
+    "objectives",
+    "policies",
+    "population",
+    "proposers",
+    "report",
+    "search",
+    "tasks",
+)
 __all__ = ["__version__", *_SUBMODULES]
 
 
