@@ -57,12 +57,19 @@ def test_a_trajectory_is_that_of_optax_adamw(factors):
         optax.adamw(lambda count: table[count], 0.8, 0.95, 1e-6, weight_decay=0.3),
     )
     ours = make_optimizer(config)
+
+    @jax.jit
+    def step_both(gradient, mine, my_state, other, other_state, rate):
+        updates, my_state = ours.update(gradient, my_state, mine)
+        mine = apply(config, mine, updates, rate)
+        updates, other_state = theirs.update(gradient, other_state, other)
+        return mine, my_state, optax.apply_updates(other, updates), other_state
+
     mine, other = params, params
     my_state, other_state = ours.init(params), theirs.init(params)
     for step, gradient in enumerate(gradients):
-        updates, my_state = ours.update(gradient, my_state, mine)
-        mine = apply(config, mine, updates, table[step])
-        updates, other_state = theirs.update(gradient, other_state, other)
-        other = optax.apply_updates(other, updates)
+        mine, my_state, other, other_state = step_both(
+            gradient, mine, my_state, other, other_state, table[step]
+        )
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5)

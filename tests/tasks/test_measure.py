@@ -69,25 +69,23 @@ def measured(measure, lanes):
     return measure()(lanes, ALL, SEEDS)
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
-def test_every_lane_is_what_its_policy_samples_alone(
-    kind, measure, measured, lanes, prompts, graph_and_reference
-):
+@pytest.fixture(scope="module")
+def alone(graph_and_reference, prompts):
+    """One policy's samples and divergence by `policies` themselves."""
     graph, reference = graph_and_reference
 
     @jax.jit
     def alone(params, key):
-        policy = nnx.merge(graph, params)
+        policy, other = (nnx.merge(graph, weights) for weights in (params, reference))
         samples = sample(policy, *prompts, key, tokens=6, eos_id=2)
-        return samples, completion_divergence(
-            policy,
-            nnx.merge(graph, reference),
-            samples.ids,
-            prompts.lengths,
-            samples.completion_lengths,
-            tokens=6,
-        )
+        lengths = samples.completion_lengths
+        return samples, completion_divergence(policy, other, samples.ids, prompts.lengths, lengths, tokens=6)
 
+    return alone
+
+
+@pytest.mark.parametrize("kind", ["map", "vmap"])
+def test_every_lane_is_what_its_policy_samples_alone(kind, measure, measured, lanes, prompts, alone):
     results = measured if kind == "map" else measure(kind)(lanes, ALL, SEEDS)
     for lane, result in enumerate(results):
         params = jax.tree.map(lambda x: x[lane], lanes)  # noqa: B023

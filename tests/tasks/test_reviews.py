@@ -33,7 +33,7 @@ def few_reviews(tmp_path_factory):
         writer.writeheader()
         for row in rows:
             counts[row["source"], row["label"]] += 1
-            if counts[row["source"], row["label"]] <= 400:
+            if counts[row["source"], row["label"]] <= 250:
                 writer.writerow({**row, "text": row["text"][:600]})
     assert len(counts) == 4
     with pytest.MonkeyPatch.context() as patch:
@@ -176,11 +176,6 @@ def test_the_facts_are_those_of_the_task(task):
 def test_decoding_leaves_special_tokens_out(task):
     ids = tokenizer.encode(task.tokenizer, "a fine film")
     assert task.decode([[tokenizer.BOS, *ids, tokenizer.EOS, tokenizer.PAD]]) == ["a fine film"]
-
-
-def test_a_changed_setting_changes_the_identity(task, root):
-    fewer = reviews.build("rotten_tomatoes", dataclasses.replace(CONFIG, pairs=15), root=root)
-    assert fewer.identity != task.identity and len(fewer.pairs.prompt_length) == 15
 
 
 def test_an_unknown_task_is_named_with_the_nearest(root):
