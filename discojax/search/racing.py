@@ -11,6 +11,8 @@ from discojax.search.statistics import Comparison, Samples, compare, lower_bound
 
 __all__ = ["judge", "keep_best", "merged"]
 
+_BELIEF = 0.8  # of the bound that racing ranks by: with two seeds, 0.95 would rank by luck in the error
+
 
 def judge(
     measured: Measured, baseline: str, *, budget: float, replicates: int, confidence: float, seed: int
@@ -49,7 +51,7 @@ def keep_best(
 def _bound(comparison: Comparison) -> float:
     if comparison.verdict == "failed":
         return float("nan")
-    return 0.0 if comparison.verdict == "baseline" else lower_bound(comparison.difference)
+    return 0.0 if comparison.verdict == "baseline" else lower_bound(comparison.difference, _BELIEF)
 
 
 def merged(first: Measured, second: Measured) -> Measured:
