@@ -115,7 +115,9 @@ def _compiled():
     )
     shapes: Any = (floats, floats, floats, floats, ints, ints)
     logps = LogProbs(*shapes)
-    return jax.jit(everywhere).lower(code, logps, each, each).compile()
+    # Quick to compile rather than quick to run: 16 pairs are run through it some 30 times a check.
+    options: Any = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+    return jax.jit(everywhere).lower(code, logps, each, each).compile(compiler_options=options)
 
 
 def evaluate_probes(code: Code, given: Probes) -> Float[np.ndarray, "three settings pairs"]:

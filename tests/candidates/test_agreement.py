@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable
@@ -57,7 +58,7 @@ def _module(name: str) -> ModuleType:
     return module
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles sooner
 def _by_machine(code: machine.Code, inputs: dict[str, jax.Array]) -> list[jax.Array]:
     """As `_value_and_gradient`, by the machine; compiled once for all programs."""
 

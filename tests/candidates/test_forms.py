@@ -90,6 +90,7 @@ def test_programs_travel_between_processes() -> None:
     np.testing.assert_array_equal(copy(LOGPS, 0.1), program(LOGPS, 0.1))
 
 
+@pytest.mark.slow
 def test_constants_can_be_mapped_over() -> None:
     program = parse(corpus.body("return 0.7 * jax.nn.softplus(-x)"))
     scales = jnp.asarray([0.5, 1.0, 2.0])
