@@ -80,7 +80,7 @@ def main() -> None:
         median, high = statistics.median(times), times[int(0.95 * len(times))]
         rows.append(
             (
-                f"all five stages, legal, {title}",
+                f"all five stages, legal, {title}: median / 95 % / slowest",
                 f"{1e3 * median:.0f} / {1e3 * high:.0f} / {1e3 * times[-1]:.0f} ms",
             )
         )

@@ -29,6 +29,7 @@ BETA = Argument("beta")
 MEAN = apply("mean", PC)
 LESS = apply("less", PC, PR)
 MARGIN = apply("subtract", PC, PR)
+SAME = apply("subtract", apply("exp", PC), apply("exp", PC))  # 0 or nan, and neither has a sign
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,7 @@ EQUAL = [
     (apply("add", PC, 0.0), PC),
     (apply("multiply", PC, 0.0), Constant(0.0)),
     (apply("subtract", PC, PC), Constant(0.0)),
+    (apply("negative", SAME), SAME),
     (as_truth(as_number(apply("less", PC, PR))), apply("less", PC, PR)),
     (Constant(-0.0), Constant(0.0)),
     (Constant(0.1), Constant(0.1 + 1e-12)),
