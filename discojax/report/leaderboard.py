@@ -112,7 +112,7 @@ def table(rows: Sequence[Row], *, title: str = "", baseline: str = "dpo", captio
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for heading, justify in _columns(baseline, "± 95 %"):
+    for heading, justify in _columns(baseline, "±"):
         # On a narrow terminal names, intervals and words fold; a number is never cut.
         folds = heading in ("objective", "verdict") or "±" in heading
         result.add_column(

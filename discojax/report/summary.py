@@ -45,8 +45,8 @@ def _caption(outcome: Outcome, kl_budget: float, confidence: float) -> str:
         f"Score: mean height of the reward-KL frontier above the SFT policy, up to {kl_budget:g} nats, "
         f"over betas {', '.join(f'{beta:g}' for beta in trial.betas)}.",
         "Reward and KL are at each objective's best beta.",
-        f"Differences are paired by {len(trial.seeds)} seeds and {trial.prompts} prompts; "
-        f"verdicts are Holm-corrected over all objectives but {BASELINE}.",
+        f"± is the {100 * confidence:g} % interval. Differences are paired by {len(trial.seeds)} seeds "
+        f"and {trial.prompts} prompts; verdicts are Holm-corrected over all objectives but {BASELINE}.",
         f"{BASELINE}'s reward over the SFT policy's: {gain.value:+.3f} [{low:+.3f}, {high:+.3f}].",
     ]
     if outcome.proposed:
