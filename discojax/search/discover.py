@@ -163,7 +163,13 @@ def _open(config: Config, resume: bool) -> Archive:
         raise UserError(
             f"{folder} already holds a run: go on with it by --resume {folder}, or choose run.name=ANOTHER."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The run's folder {folder} cannot be made ({error.strerror}): "
+            "choose another with run.directory=FOLDER."
+        ) from error
     # Where a run lies does not matter to what it finds, so a folder may be moved and resumed.
     identity = cache.content_hash({**asdict(config), "run": config.run.seed})
     archive = archives.open_archive(folder / "archive.sqlite", identity)

@@ -164,6 +164,12 @@ def test_a_run_is_never_overwritten_nor_mixed_with_another(finished):
     assert discover.claim(settings).run.name == "quickstart-2"
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="run.directory"):
+        discover.run(config(tmp_path / "file"))
+
+
 def test_a_misspelt_baseline_is_told_before_any_work(tmp_path):
     with pytest.raises(UserError, match="discopop"):
         discover.run(config(tmp_path, "evaluation.baselines=[discopopp]"))
