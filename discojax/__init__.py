@@ -1,31 +1,23 @@
 """discojax: discover preference-optimisation losses."""
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
 __version__ = "0.1.0"
 
-_SUBMODULES = (
-    "candidates",
-    "config",
-    "data",
-    "objectives",
-    "policies",
-    "population",
-    "proposers",
-    "report",
-    "search",
-    "tasks",
+# Lazy, so that `import discojax` and `--help` need neither JAX nor Transformers.
+__getattr__, __dir__, _names = lazy_loader.attach(
+    __name__,
+    submodules={
+        "candidates",
+        "config",
+        "data",
+        "objectives",
+        "policies",
+        "population",
+        "proposers",
+        "report",
+        "search",
+        "tasks",
+    },
 )
-__all__ = ["__version__", *_SUBMODULES]
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, so that `import discojax` and `--help` need neither JAX nor Transformers.
-    if name in _SUBMODULES:
-        return import_module(f"discojax.{name}")
-    raise AttributeError(f"module 'discojax' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__all__ = ["__version__", *_names]

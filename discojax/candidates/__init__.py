@@ -4,8 +4,9 @@
 with `apply` and changed with `replace`, `rewrite` and `with_constants`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from discojax.candidates.canonical import (
@@ -24,19 +25,6 @@ if TYPE_CHECKING:
     from discojax.candidates.lowering import interpret, lower
     from discojax.candidates.objective import Program, from_function, from_graph, parse
     from discojax.candidates.printer import to_source
-
-_NAMES = {
-    "canonical": ("apply", "as_number", "as_truth", "replace", "rewrite", "with_constants"),
-    "descriptor": ("MARGINS", "Behaviour", "behaviour", "distance"),
-    "errors": ("STAGES", "CandidateError", "Stage"),
-    "gate": ("CheckResult", "check", "check_many", "compile", "warm"),
-    "graph": ("Apply", "Argument", "Constant", "GraphError", "Node"),
-    "latex": ("to_latex",),
-    "lowering": ("interpret", "lower"),
-    "objective": ("Program", "from_function", "from_graph", "parse"),
-    "printer": ("to_source",),
-}
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "MARGINS",
@@ -72,13 +60,17 @@ __all__ = [
     "with_constants",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Lazy: what needs JAX is imported when it is used, and the errors never need it.
-    if name in _MODULE_OF:
-        return getattr(import_module(f"discojax.candidates.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module 'discojax.candidates' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "canonical": ["apply", "as_number", "as_truth", "replace", "rewrite", "with_constants"],
+        "descriptor": ["Behaviour", "MARGINS", "behaviour", "distance"],
+        "errors": ["CandidateError", "STAGES", "Stage"],
+        "gate": ["CheckResult", "check", "check_many", "compile", "warm"],
+        "graph": ["Apply", "Argument", "Constant", "GraphError", "Node"],
+        "latex": ["to_latex"],
+        "lowering": ["interpret", "lower"],
+        "objective": ["Program", "from_function", "from_graph", "parse"],
+        "printer": ["to_source"],
+    },
+)

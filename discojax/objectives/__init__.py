@@ -9,8 +9,9 @@ Importing this package imports no JAX; the first use of a loss does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from discojax.objectives.registry import NOTATION, canonical, get, names, objective, register
 from discojax.objectives.types import ARGUMENTS, LogProbs, Objective
@@ -42,25 +43,11 @@ __all__ = [
     "register",
 ]
 
-_LAZY = {  # these import JAX
-    "Curve": "curves",
-    "curve": "curves",
-    "MAX_CONSTANTS": "machine",
-    "MAX_INSTRUCTIONS": "machine",
-    "Code": "machine",
-    "encode": "machine",
-    "evaluate": "machine",
-    "OPCODES": "operators",
-    "OPERATORS": "operators",
-    "Operator": "operators",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "curves": ["Curve", "curve"],
+        "machine": ["Code", "MAX_CONSTANTS", "MAX_INSTRUCTIONS", "encode", "evaluate"],
+        "operators": ["OPCODES", "OPERATORS", "Operator"],
+    },
+)

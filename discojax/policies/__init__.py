@@ -10,8 +10,9 @@ Importing this package imports no JAX; the first use of a name does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from discojax.policies.decoder import Decoder, DecoderConfig, KeyValueCache
@@ -36,28 +37,13 @@ __all__ = [
     "token_logps",
 ]
 
-_LAZY = {
-    "Decoder": "decoder",
-    "DecoderConfig": "decoder",
-    "Divergence": "divergence",
-    "KeyValueCache": "decoder",
-    "Samples": "sampling",
-    "SftConfig": "sft",
-    "choose": "sampling",
-    "completion_divergence": "divergence",
-    "completion_hidden": "logprobs",
-    "completion_logps": "logprobs",
-    "completion_mask": "logprobs",
-    "sample": "sampling",
-    "token_logps": "logprobs",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "decoder": ["Decoder", "DecoderConfig", "KeyValueCache"],
+        "divergence": ["Divergence", "completion_divergence"],
+        "sampling": ["Samples", "choose", "sample"],
+        "sft": ["SftConfig"],
+        "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "token_logps"],
+    },
+)

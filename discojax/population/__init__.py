@@ -10,8 +10,9 @@ Importing this package imports no JAX; the first use of a name does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from discojax.population.backend import choose_implementation, configure_backend
@@ -52,33 +53,24 @@ __all__ = [
     "train",
 ]
 
-_LAZY = {
-    "Engine": "engine",
-    "Finished": "engine",
-    "Job": "lanes",
-    "LaneMetrics": "engine",
-    "LaneSettings": "lanes",
-    "LaneState": "lanes",
-    "OptimizerConfig": "optimizer",
-    "Programs": "engine",
-    "Progress": "engine",
-    "StepConfig": "step",
-    "StepMetrics": "step",
-    "batch_indices": "order",
-    "choose_implementation": "backend",
-    "configure_backend": "backend",
-    "make_engine": "engine",
-    "make_mesh": "mesh",
-    "make_programs": "engine",
-    "train": "engine",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "engine": [
+            "Engine",
+            "Finished",
+            "LaneMetrics",
+            "Programs",
+            "Progress",
+            "make_engine",
+            "make_programs",
+            "train",
+        ],
+        "lanes": ["Job", "LaneSettings", "LaneState"],
+        "optimizer": ["OptimizerConfig"],
+        "step": ["StepConfig", "StepMetrics"],
+        "order": ["batch_indices"],
+        "backend": ["choose_implementation", "configure_backend"],
+        "mesh": ["make_mesh"],
+    },
+)

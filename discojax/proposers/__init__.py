@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from discojax.proposers.types import Proposal, Proposer, Scored
 
@@ -11,10 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Evolution", "Proposal", "Proposer", "Scored"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "Evolution":  # it imports JAX, which naming a proposer must not wait for
-        from discojax.proposers.evolution import Evolution
-
-        return Evolution
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"evolution": ["Evolution"]})

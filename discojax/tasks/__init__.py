@@ -10,8 +10,9 @@ Importing this package imports no JAX; the first use of a name does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from discojax.tasks.measure import (
@@ -41,27 +42,12 @@ __all__ = [
     "sample_pairs",
 ]
 
-_LAZY = {
-    "SPLITS": "reviews",
-    "Measurement": "measure",
-    "Prompts": "measure",
-    "ReviewsConfig": "reviews",
-    "ReviewsTask": "reviews",
-    "RewardModel": "rewards",
-    "Sampler": "measure",
-    "SamplingConfig": "measure",
-    "build": "reviews",
-    "make_measure": "measure",
-    "make_sampler": "measure",
-    "sample_pairs": "sampled_pairs",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "reviews": ["ReviewsConfig", "ReviewsTask", "SPLITS", "build"],
+        "measure": ["Measurement", "Prompts", "Sampler", "SamplingConfig", "make_measure", "make_sampler"],
+        "rewards": ["RewardModel"],
+        "sampled_pairs": ["sample_pairs"],
+    },
+)
