@@ -56,7 +56,7 @@ def test_every_public_name_of_the_package_can_be_had() -> None:
 
     for name in dir(discojax):
         assert getattr(discojax, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="attribute.*nonsense"):
         discojax.nonsense  # noqa: B018
 
 
