@@ -267,11 +267,13 @@ def _race(
     """The later rungs: fewer contenders, more seeds and steps, fresh seeds each time. Best first."""
     for number in range(1, len(config.search.rungs)):
         _, _, keep = config.search.rungs[number]
-        contenders = keep_best(contenders, comparisons, keep, always=(BASELINE,))
+        contenders = keep_best(
+            contenders, comparisons, keep, always=(BASELINE,), proposed=config.evaluation.finalists
+        )
         title = f"rung {number}: {len(contenders)} objectives"
         measured = measure(laboratory, contenders, _rung(config, number), screen, title)
         comparisons = _judged(config, measured)
-    return keep_best(contenders, comparisons, len(contenders), always=())
+    return keep_best(contenders, comparisons, len(contenders))
 
 
 def _finalists(ranked: Sequence[Contender], baselines: Sequence[str], count: int) -> list[Contender]:

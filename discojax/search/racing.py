@@ -34,18 +34,28 @@ def keep_best(
     comparisons: Mapping[str, Comparison],
     keep: int,
     *,
-    always: Sequence[str],
+    always: Sequence[str] = (),
+    proposed: int = 0,
 ) -> list[Contender]:
-    """The `keep` highest lower confidence bounds of the difference to the baseline, and `always`.
+    """The `keep` highest lower confidence bounds of the difference to the baseline, best first.
 
-    What diverged everywhere does not go on. Order is best first.
+    What diverged everywhere does not go on.
+
+    Args:
+      contenders: those of the round.
+      comparisons: of each with the baseline.
+      keep: how many go on.
+      always: names that go on besides.
+      proposed: how many of the places are kept for the best that were proposed: a search that
+        sends on the library alone has found nothing, whatever else it knows.
     """
     names = [contender.name for contender in contenders]
     bounds = [_bound(comparisons[name]) for name in names]
-    best = [names[i] for i in survivors(bounds, names, keep)]
-    best += [name for name in always if name in names and name not in best]
-    by_name = {contender.name: contender for contender in contenders}
-    return [by_name[name] for name in best]
+    order = [contenders[i] for i in survivors(bounds, names, len(names))]
+    reserved = [contender for contender in order if contender.origin == "proposed"][: min(proposed, keep)]
+    rest = [contender for contender in order if contender not in reserved][: keep - len(reserved)]
+    going = [c for c in order if c in reserved or c in rest]
+    return going + [c for c in contenders if c.name in always and c not in going]
 
 
 def _bound(comparison: Comparison) -> float:
