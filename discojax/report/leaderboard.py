@@ -113,14 +113,14 @@ def table(rows: Sequence[Row], *, title: str = "", baseline: str = "dpo", captio
         padding=(0, 1, 0, 0),
     )
     for heading, justify in _columns(baseline, "±"):
-        # On a narrow terminal names, intervals and words fold; a number is never cut.
-        folds = heading in ("objective", "verdict") or "±" in heading
+        # On a narrow terminal names and words fold; a number is never cut.
+        folds = heading in ("objective", "verdict")
         result.add_column(
             Text(heading),
             justify=justify,
             no_wrap=not folds,
             overflow="fold",
-            min_width={"objective": 12, "verdict": 10}.get(heading, 7 if folds else None),
+            min_width={"objective": 12, "verdict": 10}.get(heading),
         )
     for r in rows:
         style = "dim" if r.status != "ok" else _COLOURS.get(r.verdict)
