@@ -31,7 +31,7 @@ def test_a_hang_is_a_rejection(wild: Checker, how: str) -> None:
     wild.warm()
     begin = time.monotonic()
     answer = wild.ask(how)
-    assert time.monotonic() - begin < 3.0
+    assert time.monotonic() - begin < 5.0
     assert answer == {
         "accepted": False, "stage": "numbers", "line": None,
         "reason": "the checking process took too long; simplify the loss",
@@ -48,8 +48,13 @@ def test_a_crash_is_a_rejection_after_one_more_try(wild: Checker, how: str) -> N
 
 
 @linux
-def test_memory_without_end_is_a_rejection(wild: Checker) -> None:
-    answer = wild.ask("eat memory")
+def test_memory_without_end_is_a_rejection() -> None:
+    # Time enough that memory ends first: a loaded machine takes over a second to hand out 400 MB.
+    patient = Checker(seconds=20.0, memory=400 * 2**20, module="misbehaving", path=HERE)
+    try:
+        answer = patient.ask("eat memory")
+    finally:
+        patient.close()
     assert not answer["accepted"]
     assert "memory" in answer["reason"] or "crashed" in answer["reason"]
 
