@@ -284,6 +284,7 @@ def _all_prompts(texts: reviews.Reviews, tokens: Tokenizer, config: ReviewsConfi
 def _pairs(name, graph, params, prompts: Prompts, tokens, sampling, model, config, root, report: Report):
     inputs = {
         "params": cache.content_hash([np.asarray(x) for x in jax.tree.leaves(params)]),
+        "policy": asdict(config.policy),  # heads change what the same weights do
         "prompts": cache.content_hash(list(prompts)),
         "reward": model.sha256,
         "sampling": asdict(sampling),
