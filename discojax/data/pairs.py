@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from discojax.data import tokenizer as vocabulary
 from discojax.errors import UserError
 
-__all__ = ["Dropped", "Pairs", "TokenizedPair", "completion_mask", "make_pairs", "tokenize_pair"]
+__all__ = ["Dropped", "Pairs", "TokenizedPair", "completion_positions", "make_pairs", "tokenize_pair"]
 
 
 class Pairs(NamedTuple):
@@ -182,7 +182,7 @@ def _padded(rows: Sequence[Sequence[int]], time: int, pad_id: int) -> Int32[np.n
     return padded
 
 
-def completion_mask(prompt_length: Any, completion_length: Any, time: int) -> Bool[Any, "*batch time"]:
+def completion_positions(prompt_length: Any, completion_length: Any, time: int) -> Bool[Any, "*batch time"]:
     """Which positions hold a token of the completion, its end-of-sequence token among them.
 
     For the log-probabilities of tokens 1 to time - 1, which positions 0 to time - 2 predict, it is
