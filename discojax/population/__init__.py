@@ -16,21 +16,13 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from discojax.population.backend import choose_implementation, configure_backend
-    from discojax.population.engine import (
-        Engine,
-        Finished,
-        LaneMetrics,
-        Programs,
-        Progress,
-        make_engine,
-        make_programs,
-        train,
-    )
+    from discojax.population.engine import Engine, Programs, make_engine, make_programs
     from discojax.population.lanes import Job, LaneSettings, LaneState
     from discojax.population.mesh import make_mesh
     from discojax.population.optimizer import OptimizerConfig
     from discojax.population.order import batch_indices
     from discojax.population.step import StepConfig, StepMetrics
+    from discojax.population.training import Finished, LaneMetrics, Progress, train
 
 __all__ = [
     "Engine",
@@ -56,16 +48,8 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "engine": [
-            "Engine",
-            "Finished",
-            "LaneMetrics",
-            "Programs",
-            "Progress",
-            "make_engine",
-            "make_programs",
-            "train",
-        ],
+        "engine": ["Engine", "Programs", "make_engine", "make_programs"],
+        "training": ["Finished", "LaneMetrics", "Progress", "train"],
         "lanes": ["Job", "LaneSettings", "LaneState"],
         "optimizer": ["OptimizerConfig"],
         "step": ["StepConfig", "StepMetrics"],

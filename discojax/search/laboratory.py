@@ -18,9 +18,10 @@ import numpy as np
 from discojax.candidates import Program
 from discojax.errors import UserError
 from discojax.objectives import machine
-from discojax.population.engine import Finished, Programs, make_engine, train
-from discojax.population.engine import Progress as LaneProgress
+from discojax.population.engine import Programs, make_engine
 from discojax.population.lanes import Job
+from discojax.population.training import Finished, train
+from discojax.population.training import Progress as LaneProgress
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Evaluation, EvaluationKey
 from discojax.search.display import Display

@@ -129,7 +129,7 @@ def make_measure(
     reward: Callable[[Sequence[str]], Float[np.ndarray, " texts"]],
     reward_sees_prompt: bool = True,
 ) -> Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], list[Measurement]]:
-    """Builds the measure that `population.engine.train` calls.
+    """Builds the measure that `population.training.train` calls.
 
     Args:
       sampler: see `make_sampler`.
