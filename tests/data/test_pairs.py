@@ -200,7 +200,9 @@ def test_the_mask_covers_the_completion_and_no_more_in_numpy_and_jax():
     prompt, length = np.array([1, 3]), np.array([2, 1])
     expected = [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]
     np.testing.assert_array_equal(pairs.completion_positions(prompt, length, 5), expected)
-    traced = jax.jit(lambda p, n: pairs.completion_positions(p, n, 5))(jnp.asarray(prompt), jnp.asarray(length))
+    traced = jax.jit(lambda p, n: pairs.completion_positions(p, n, 5))(
+        jnp.asarray(prompt), jnp.asarray(length)
+    )
     np.testing.assert_array_equal(traced, expected)
 
 
