@@ -7,7 +7,6 @@ at 1.5 times a whole gradient). Weights are separate leaves for the same reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -17,29 +16,9 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from discojax.errors import UserError
+from discojax.policies.architecture import DecoderConfig
 
 __all__ = ["Decoder", "DecoderConfig", "KeyValueCache"]
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a decoder.
-
-    Attributes:
-      vocab_size: number of tokens; the output head is the transposed embedding (tied).
-      layers: transformer blocks.
-      width: size of the residual stream.
-      heads: attention heads; must divide `width`.
-      max_length: longest sequence, prompt and completion together, in tokens.
-      mlp_ratio: hidden size of the feed-forward layer over `width`.
-    """
-
-    vocab_size: int
-    layers: int = 3
-    width: int = 128
-    heads: int = 4
-    max_length: int = 64
-    mlp_ratio: int = 4
 
 
 class KeyValueCache(NamedTuple):
