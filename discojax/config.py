@@ -17,11 +17,13 @@ from discojax.errors import UserError
 from discojax.settings import Range, dump, parse
 
 __all__ = [
+    "Budget",
     "Config",
     "Evaluation",
     "Mesh",
     "Policy",
     "Population",
+    "Proposer",
     "Run",
     "Search",
     "Sft",
@@ -123,7 +125,9 @@ class Search:
     before enter it, on fresh seeds; in the first all do.
     """
 
-    proposer: Literal["evolution"] = "evolution"
+    proposer: Literal[
+        "evolution", "random_mutation", "gemini", "gemini-legacy", "openai", "replay", "file"
+    ] = "evolution"
     candidates: Natural = 16
     generations: Count = 2
     betas: tuple[Positive, ...] = (0.1, 0.5)
@@ -136,6 +140,55 @@ class Search:
     def __post_init__(self) -> None:
         if not self.betas or not self.rungs:
             raise UserError("search.betas and search.rungs must each have at least one entry.")
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """What `search.proposer` needs, where it is a language model (`gemini`, `openai`), `replay` or `file`.
+
+    `models` are the server's own names (several share the requests by what they gain), `base_url` is for
+    another server than the usual one, and `key_variable` names the environment variable with its key.
+    Without `history` a proposer does not learn what became of its proposals: best-of-N. A request is for
+    up to `candidates`, of a prompt of at most `prompt_tokens` and a reply of `output_tokens`; it is sent
+    up to `attempts` times, `timeout` seconds each, and a run ends after `failures` failed ones in a row.
+    `thinking` is a number of tokens, or a level as the server knows it; `price` is dollars for a million
+    tokens, in and out, if `prices.yaml` lacks them. `path` is the folder of `file`, or the run, archive
+    or transcript that `replay` repeats.
+    """
+
+    models: tuple[str, ...] = ()
+    base_url: str = ""
+    key_variable: str = ""
+    history: bool = True
+    candidates: Annotated[int, Range(least=1, most=16)] = 4
+    temperature: Annotated[float, Range(least=0, most=2)] = 1.0
+    thinking: int | str | None = None
+    prompt_tokens: Annotated[int, Range(least=3000)] = 12_000
+    output_tokens: Annotated[int, Range(least=256)] = 16_384
+    timeout: Positive = 180.0
+    attempts: Count = 6
+    failures: Count = 5
+    price: tuple[Annotated[float, Range(least=0)], ...] = ()
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.price) not in (0, 2):
+            raise UserError(
+                "proposer.price takes two numbers, dollars for a million tokens in and out, such as [0.5, 3]."
+            )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use up, in all its sessions: null is no limit. `candidates` counts every proposal.
+
+    A budget may be raised when a run is resumed; it changes nothing of what was found.
+    """
+
+    dollars: Positive | None = None
+    tokens: Count | None = None
+    candidates: Count | None = None
+    minutes: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +242,8 @@ class Config:
     task: Task = Task()
     population: Population = Population()
     search: Search = Search()
+    proposer: Proposer = Proposer()
+    budget: Budget = Budget()
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
 

@@ -6,11 +6,18 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
-from discojax.proposers.types import Proposal, Proposer, Scored
-
 if TYPE_CHECKING:
+    from discojax.proposers.choose import make_proposer
     from discojax.proposers.evolution import Evolution
+    from discojax.proposers.types import Ledger, Proposal, Proposer, Scored
 
-__all__ = ["Evolution", "Proposal", "Proposer", "Scored"]
+__all__ = ["Evolution", "Ledger", "Proposal", "Proposer", "Scored", "make_proposer"]
 
-__getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"evolution": ["Evolution"]})
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "choose": ["make_proposer"],
+        "evolution": ["Evolution"],
+        "types": ["Ledger", "Proposal", "Proposer", "Scored"],
+    },
+)

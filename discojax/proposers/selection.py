@@ -89,13 +89,14 @@ def operator_weights(history: Sequence[Scored], prior: Mapping[str, float]) -> d
     """Prior weights times each operator's rate of improvement, counted with a few imagined trials.
 
     A child improves if it scores above its best parent; one without scored parents, if it scores
-    above the median. Rejected and failed children are trials, duplicates are not: they cost nothing.
+    above the median. Rejected and failed children are trials; duplicates, which cost nothing, and children not measured
+    yet are not.
     """
     scores = {p.name: p.score for p in history if p.status == "ok" and p.score is not None}
     middle = statistics.median(scores.values()) if scores else 0.0
     wins, trials = dict.fromkeys(prior, _WINS), dict.fromkeys(prior, _TRIALS)
     for past in history:
-        if past.operator not in prior or past.status == "duplicate":
+        if past.operator not in prior or past.status in ("duplicate", "pending"):
             continue
         trials[past.operator] += 1
         bar = max((scores[name] for name in past.parents if name in scores), default=middle)

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-__all__ = ["Proposal", "Proposer", "Scored"]
+from discojax.proposers.budget import Spent
+from discojax.proposers.client import Reply, Request
+
+__all__ = ["Exchange", "Ledger", "Proposal", "Proposer", "Scored", "Status"]
+
+Status = Literal["ok", "rejected", "failed", "duplicate", "pending", "unanswered"]
+"""What became of a proposal: measured; rejected by the gate; failed in training; the same as an earlier
+one; accepted and not measured yet; no candidate in the reply, or no reply at all."""
 
 
 @dataclass(frozen=True)
@@ -15,36 +22,50 @@ class Scored:
 
     Attributes:
       name: what it is called; `Proposal.parents` refers to it.
-      source: its candidate text.
-      status: "ok" if it was measured; "rejected" by the gate; "failed" in training; "duplicate" of
-        an earlier one.
+      source: its candidate text; "" if there was none.
+      status: what became of it.
       score: the search's score relative to DPO, higher is better; None if it was not measured.
       interval: the score's confidence interval, if there is one.
-      reason: why it was rejected or failed, in one sentence.
+      reason: why it was rejected or failed, or what it duplicates, in one sentence.
       parents: names of the losses it was made from.
       operator: how it was made.
+      model: the language model that was asked for it, "" if none was.
     """
 
     name: str
     source: str
-    status: Literal["ok", "rejected", "failed", "duplicate"]
+    status: Status
     score: float | None = None
     interval: tuple[float, float] | None = None
     reason: str = ""
     parents: tuple[str, ...] = ()
     operator: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
 class Proposal:
     """A candidate as text. Nothing about it is trusted: it goes through the gate.
 
+    What a language model's request cost stands with the first proposal of its reply; the others of
+    the same `request` have 0, so that sums are right.
+
     Attributes:
       name: what to call it, an identifier that nothing in the history has.
-      source: its text in the candidate language.
+      source: its text in the candidate language; "" if `unanswered`.
       operator: how it was made.
       parents: names of the losses it was made from.
       thought: the idea behind it, one sentence.
+      unanswered: why the request gave no candidate; "" if it gave this one. Such a proposal is kept
+        as an attempt, so that the request is not repeated and its cost is seen.
+      model: the language model as it was asked for.
+      model_version: as the server reported it.
+      request: hash of the request that it answers, the ledger's key.
+      prompt_hash: the version of the prompt's templates.
+      raw_reply: the model's text that it was read from.
+      tokens_in: tokens of the prompt; None if no request was made.
+      tokens_out: tokens generated, thinking included; None likewise.
+      cost: in dollars; None if no request was made or its price is not known.
     """
 
     name: str
@@ -52,6 +73,15 @@ class Proposal:
     operator: str
     parents: tuple[str, ...]
     thought: str
+    unanswered: str = ""
+    model: str = ""
+    model_version: str = ""
+    request: str | None = None
+    prompt_hash: str | None = None
+    raw_reply: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    cost: float | None = None
 
 
 @runtime_checkable
@@ -65,5 +95,45 @@ class Proposer(Protocol):
     def propose(self, history: Sequence[Scored], count: int, seed: int) -> list[Proposal]:
         """At most `count` new candidates, given everything that was tried before.
 
-        A pure function of its arguments where the proposer can be one, as resuming a run relies on.
+        A pure function of its arguments where the proposer can be one, as resuming a run relies on; a
+        language model's is one of its arguments and of the ledger.
         """
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request that was answered, and so paid for.
+
+    Attributes:
+      server: what was spoken to: "gemini", "openai", ...
+      model: as it was asked for.
+      purpose: "propose", "repair" or "more_tokens".
+      prompt_hash: the version of the prompt's templates.
+      request: what was asked.
+      reply: what came back.
+      cost: in dollars; None if the price is not known.
+    """
+
+    server: str
+    model: str
+    purpose: Literal["propose", "repair", "more_tokens"]
+    prompt_hash: str
+    request: Request
+    reply: Reply
+    cost: float | None
+
+
+class Ledger(Protocol):
+    """Where paid requests are written before anything else is done with them.
+
+    So a request is paid for once, whatever kills the run, and a budget holds over all its sessions.
+    """
+
+    def get(self, request: str) -> Exchange | None:
+        """What the request of this hash was answered with, if it was ever asked."""
+
+    def put(self, request: str, exchange: Exchange) -> None:
+        """Writes it down for good; a hash that is there already stays as it is."""
+
+    def spent(self) -> Spent:
+        """What the run has spent, in all its sessions."""
