@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from discojax.population.optimizer import OptimizerConfig
     from discojax.population.order import batch_indices
     from discojax.population.step import StepConfig, StepMetrics
-    from discojax.population.training import Finished, LaneMetrics, Progress, train
+    from discojax.population.training import WAITING, Finished, LaneMetrics, Progress, Waiting, train
 
 __all__ = [
+    "WAITING",
     "Engine",
     "Finished",
     "Job",
@@ -36,6 +37,7 @@ __all__ = [
     "Progress",
     "StepConfig",
     "StepMetrics",
+    "Waiting",
     "batch_indices",
     "choose_implementation",
     "configure_backend",
@@ -49,7 +51,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "engine": ["Engine", "Programs", "make_engine", "make_programs"],
-        "training": ["Finished", "LaneMetrics", "Progress", "train"],
+        "training": ["WAITING", "Finished", "LaneMetrics", "Progress", "Waiting", "train"],
         "lanes": ["Job", "LaneSettings", "LaneState"],
         "optimizer": ["OptimizerConfig"],
         "step": ["StepConfig", "StepMetrics"],
