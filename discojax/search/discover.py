@@ -37,6 +37,7 @@ from discojax.search.records import plain
 from discojax.search.statistics import Comparison
 from discojax.tasks import reviews
 from discojax.tasks.measure import make_sampler
+from discojax.tasks.types import TaskConfig
 
 __all__ = ["BASELINE", "Outcome", "claim", "results", "run", "save_results", "train"]
 
@@ -188,7 +189,7 @@ def _laboratory(config: Config, archive: Archive, names: Sequence[str], screen: 
             bars[stage] = screen.bar(what, total)
         bars[stage].update(done, what)
 
-    settings = reviews.ReviewsConfig(
+    settings = TaskConfig(
         DecoderConfig(**asdict(config.policy)),
         SftConfig(**asdict(config.sft)),
         prompt_tokens=config.task.prompt_tokens,
@@ -219,8 +220,13 @@ def _laboratory(config: Config, archive: Archive, names: Sequence[str], screen: 
     )
     return Laboratory(
         make_programs(
-            first.graph, step, lanes=config.population.lanes, tokens=config.task.completion_tokens, mesh=mesh
-        ),
+            first.graph,
+            first.params,
+            step,
+            lanes=config.population.lanes,
+            tokens=config.task.completion_tokens,
+            mesh=mesh,
+        ),  # fmt: skip
         make_sampler(first.graph, first.sampling, mesh=mesh, implementation=implementation),
         tasks,
         archive,

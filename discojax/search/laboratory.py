@@ -27,8 +27,8 @@ from discojax.search.archive import Archive, Evaluation, EvaluationKey
 from discojax.search.display import Display
 from discojax.search.records import plain
 from discojax.search.statistics import Samples
-from discojax.tasks.measure import Measurement, Prompts, Sampler, make_measure
-from discojax.tasks.reviews import ReviewsTask
+from discojax.tasks.measure import Margins, Measurement, Sampler, make_measure
+from discojax.tasks.types import Prompts, Task
 
 __all__ = ["SFT", "Contender", "Laboratory", "Measured", "Trial", "measure"]
 
@@ -77,10 +77,11 @@ class Laboratory:
 
     programs: Programs
     sampler: Sampler
-    tasks: Mapping[str, ReviewsTask]
+    tasks: Mapping[str, Task]
     archive: Archive
     learning_rate: float
     metrics: Path
+    margins: Margins | None = None
 
 
 class Measured(NamedTuple):
@@ -173,8 +174,9 @@ def _run(
     prompts = Prompts(*(array[: trial.prompts] for array in prompts))
     engine = make_engine(laboratory.programs, task.params, task.pairs)
     gauge = make_measure(
-        laboratory.sampler, prompts, engine.params, decode=task.decode, reward=task.reward[trial.split]
-    )
+        laboratory.sampler, prompts, engine.params, decode=task.decode, reward=task.reward[trial.split],
+        margins=laboratory.margins, held_out=task.held_out,
+    )  # fmt: skip
     bar = display.bar(title, sum(max(job.steps, 1) for _, job in missing))
     started = time.monotonic()
 
@@ -210,8 +212,11 @@ def _evaluation(finished: Finished[EvaluationKey]) -> Evaluation:
     if finished.diverged or measurement is None:
         reason = f"a loss or gradient was not finite after {finished.metrics.steps} steps"
         return Evaluation(finished.key, "diverged", reason=reason)
-    if not (np.isfinite(measurement.reward).all() and np.isfinite(measurement.kl).all()):
+    if not np.isfinite(measurement.kl).all():
         return Evaluation(finished.key, "diverged", reason="its policy's samples have no finite KL")
+    if missing := int((~np.isfinite(measurement.reward)).sum()):
+        reason = f"the reward gave no finite number for {missing} of {len(measurement.reward)} completions"
+        return Evaluation(finished.key, "failed", reason=reason)
     return Evaluation(
         finished.key,
         "ok",
@@ -219,12 +224,7 @@ def _evaluation(finished: Finished[EvaluationKey]) -> Evaluation:
         kl=float(measurement.kl.mean()),
         kl_per_token_reference=float(measurement.reverse_kl.mean()),
         length=float(measurement.length.mean()),
-        per_prompt={
-            "reward": measurement.reward,
-            "kl": measurement.kl,
-            "reverse_kl": measurement.reverse_kl,
-            "length": measurement.length,
-        },
+        per_prompt=measurement.arrays(),
     )
 
 

@@ -16,27 +16,32 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from discojax.tasks.measure import (
+        Margins,
         Measurement,
-        Prompts,
         Sampler,
-        SamplingConfig,
+        make_margins,
         make_measure,
         make_sampler,
     )
-    from discojax.tasks.reviews import SPLITS, ReviewsConfig, ReviewsTask, build
+    from discojax.tasks.reviews import SPLITS, build
     from discojax.tasks.rewards import RewardModel
     from discojax.tasks.sampled_pairs import sample_pairs
+    from discojax.tasks.types import Prompts, Reward, SamplingConfig, Task, TaskConfig, assert_disjoint
 
 __all__ = [
     "SPLITS",
+    "Margins",
     "Measurement",
     "Prompts",
-    "ReviewsConfig",
-    "ReviewsTask",
+    "Reward",
     "RewardModel",
     "Sampler",
     "SamplingConfig",
+    "Task",
+    "TaskConfig",
+    "assert_disjoint",
     "build",
+    "make_margins",
     "make_measure",
     "make_sampler",
     "sample_pairs",
@@ -45,8 +50,9 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "reviews": ["ReviewsConfig", "ReviewsTask", "SPLITS", "build"],
-        "measure": ["Measurement", "Prompts", "Sampler", "SamplingConfig", "make_measure", "make_sampler"],
+        "types": ["Prompts", "Reward", "SamplingConfig", "Task", "TaskConfig", "assert_disjoint"],
+        "reviews": ["SPLITS", "build"],
+        "measure": ["Margins", "Measurement", "Sampler", "make_margins", "make_measure", "make_sampler"],
         "rewards": ["RewardModel"],
         "sampled_pairs": ["sample_pairs"],
     },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -12,27 +11,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from discojax.data.pairs import Pairs
 from discojax.policies.divergence import Divergence, completion_divergence
+from discojax.policies.logprobs import completion_logps
 from discojax.policies.sampling import Samples, sample
+from discojax.tasks.types import Prompts, Reward, SamplingConfig, read
 
-__all__ = ["Measurement", "Prompts", "Sampler", "SamplingConfig", "make_measure", "make_sampler"]
-
-
-class Prompts(NamedTuple):
-    """Prompts to complete, padded on the right, each at least one token long."""
-
-    ids: Int[np.ndarray, "prompts time"]
-    lengths: Int[np.ndarray, " prompts"]
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How completions are drawn: at most `tokens` tokens each, at `temperature`, up to `eos_id`."""
-
-    tokens: int
-    eos_id: int
-    pad_id: int = 0
-    temperature: float = 1.0
+__all__ = ["Margins", "Measurement", "Sampler", "make_margins", "make_measure", "make_sampler"]
 
 
 class Measurement(NamedTuple):
@@ -44,6 +29,7 @@ class Measurement(NamedTuple):
       reverse_kl: KL(reference || policy) per completion token, nats.
       length: completion tokens, end-of-sequence included.
       completions: their texts.
+      margin: the log-ratio margin of every held-out pair, nats, if there are such pairs.
     """
 
     reward: Float[np.ndarray, " prompts"]
@@ -51,6 +37,12 @@ class Measurement(NamedTuple):
     reverse_kl: Float[np.ndarray, " prompts"]
     length: Int[np.ndarray, " prompts"]
     completions: list[str]
+    margin: Float[np.ndarray, " pairs"] | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays that an archive can keep; `completions` as `completion`, of text."""
+        kept = {name: np.asarray(x) for name, x in self._asdict().items() if x is not None}
+        return {name.replace("completions", "completion"): x for name, x in kept.items()}
 
 
 Sampler = Callable[[Any, Any, Any, Prompts, Any], tuple[Samples, Divergence]]
@@ -120,14 +112,60 @@ def make_sampler(
     return jax.jit(body, out_shardings=jax.NamedSharding(mesh, lane))
 
 
+Margins = Callable[[Any, Any, Pairs], Float[Any, "lanes pairs"]]
+
+_PAIRS = 32  # whose activations are held at a time
+
+
+def make_margins(
+    graph: nnx.GraphDef, *, tokens: int, mesh: jax.sharding.Mesh, implementation: str
+) -> Margins:
+    """Builds `(params, chosen, pairs) -> margins`, jitted: the log-ratio margins `[lanes, pairs]`.
+
+    The margin is (policy - reference) of the chosen minus that of the rejected completion, in nats,
+    as in training: a policy that is its reference has 0 everywhere. Only lanes where `chosen` is
+    true are worked on; the others' values mean nothing.
+    """
+
+    def logps(params, ids, prompts, lengths):
+        one = (ids[None], prompts[None], lengths[None])
+        return completion_logps(nnx.merge(graph, params), *one, tokens=tokens)[0]
+
+    def of_lane(params, pairs):
+        def of_pair(pair):
+            chosen = logps(params, pair.chosen_ids, pair.prompt_length, pair.chosen_length)
+            rejected = logps(params, pair.rejected_ids, pair.prompt_length, pair.rejected_length)
+            return (chosen - pair.reference_chosen) - (rejected - pair.reference_rejected)
+
+        return jax.lax.map(of_pair, pairs, batch_size=min(_PAIRS, len(pairs.prompt_length)))
+
+    def lanes(params, chosen, pairs):
+        if implementation != "map":
+            return jax.vmap(of_lane, in_axes=(0, None))(params, pairs)
+
+        def lane(arguments):
+            params, chosen = arguments
+            nothing = jnp.zeros(len(pairs.prompt_length), jnp.float32)
+            return jax.lax.cond(chosen, lambda: of_lane(params, pairs), lambda: nothing)
+
+        return jax.lax.map(lane, (params, chosen))
+
+    axis = jax.P("lane")
+    body = jax.shard_map(
+        lanes, mesh=mesh, in_specs=(axis, axis, jax.P()), out_specs=axis, check_vma=False
+    )  # fmt: skip
+    return jax.jit(body, out_shardings=jax.NamedSharding(mesh, axis))
+
+
 def make_measure(
     sampler: Sampler,
     prompts: Prompts,
     reference: Any,
     *,
     decode: Callable[[Sequence[Sequence[int]]], list[str]],
-    reward: Callable[[Sequence[str]], Float[np.ndarray, " texts"]],
-    reward_sees_prompt: bool = True,
+    reward: Reward,
+    margins: Margins | None = None,
+    held_out: Pairs | None = None,
 ) -> Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], list[Measurement]]:
     """Builds the measure that `population.training.train` calls.
 
@@ -136,30 +174,30 @@ def make_measure(
       prompts: what to complete.
       reference: SFT weights, from which KL is measured.
       decode: token ids to texts, special tokens left out.
-      reward: of texts.
-      reward_sees_prompt: whether it reads prompt and completion, as the DiscoPOP paper's does, or
-        the completion alone.
+      reward: of prompts and completions.
+      margins: see `make_margins`; without it, or without pairs, no margin is measured.
+      held_out: pairs, with reference log-probabilities, that no policy was trained on.
     """
 
     def measure(params: Any, chosen: Any, seeds: Any) -> list[Measurement]:
         samples, divergence = jax.tree.map(
             np.asarray, sampler(params, np.asarray(chosen), np.asarray(seeds), prompts, reference)
         )
+        margin = None
+        if margins is not None and held_out is not None:
+            margin = np.asarray(margins(params, np.asarray(chosen), held_out))
         results = []
         for lane in np.flatnonzero(chosen):
             ids, lengths = samples.ids[lane], samples.completion_lengths[lane]
-            ends = prompts.lengths + lengths
-            completions = decode([row[a:b] for row, a, b in zip(ids, prompts.lengths, ends, strict=True)])
-            texts = completions
-            if reward_sees_prompt:
-                texts = decode([row[:b] for row, b in zip(ids, ends, strict=True)])
+            given, completions = read(decode, ids, prompts.lengths, lengths)
             results.append(
                 Measurement(
-                    np.asarray(reward(texts), np.float32),
+                    np.asarray(reward(given, completions), np.float32),
                     divergence.sequence[lane],
                     divergence.reverse_per_token[lane],
                     lengths,
                     completions,
+                    None if margin is None else margin[lane],
                 )
             )
         return results

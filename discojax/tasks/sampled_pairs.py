@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
 from scipy.special import expit
 
 from discojax.data.pairs import Dropped, Pairs, make_pairs
 from discojax.errors import UserError
 from discojax.policies.sampling import sample
-from discojax.tasks.measure import Prompts, SamplingConfig
+from discojax.tasks.types import Prompts, Reward, SamplingConfig, read
 
 __all__ = ["sample_pairs"]
 
@@ -28,7 +27,7 @@ def sample_pairs(
     *,
     config: SamplingConfig,
     decode: Callable[[Sequence[Sequence[int]]], list[str]],
-    logit: Callable[[Sequence[str]], Float[np.ndarray, " texts"]],
+    logit: Reward,
     seed: int,
     completions: int = 2,
     label_temperature: float = 1.0,
@@ -38,7 +37,7 @@ def sample_pairs(
 
     Of `completions` samples a prompt the two whose rewards lie furthest apart make the pair. The
     probability that the first is preferred is `sigmoid((logit(first) - logit(second)) /
-    label_temperature)`, where the logit is the labelling reward's of prompt and completion together.
+    label_temperature)`, where the logit is the labelling reward's.
 
     Returns:
       The pairs (no reference log-probabilities yet), and an account of those dropped.
@@ -54,10 +53,9 @@ def sample_pairs(
             progress(before + done, total)
 
         ids, lengths = _sample_all(run, params, prompts, seed * completions + number, so_far)
-        ends = prompts.lengths + lengths
-        logits.append(logit(decode([row[:end] for row, end in zip(ids, ends, strict=True)])))
-        starts = prompts.lengths
-        sampled.append([row[a:b].tolist() for row, a, b in zip(ids, starts, ends, strict=True)])
+        logits.append(logit(*read(decode, ids, prompts.lengths, lengths)))
+        rows = zip(ids, prompts.lengths, lengths, strict=True)
+        sampled.append([row[n : n + m].tolist() for row, n, m in rows])
 
     scores = np.asarray(logits, np.float64)
     high, low = scores.argmax(0), scores.argmin(0)

@@ -3,10 +3,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from discojax.data.pairs import Pairs
 from discojax.policies.decoder import Decoder, DecoderConfig
 from discojax.policies.divergence import completion_divergence
+from discojax.policies.logprobs import completion_logps
 from discojax.policies.sampling import sample
-from discojax.tasks.measure import Prompts, SamplingConfig, make_measure, make_sampler
+from discojax.tasks.measure import make_margins, make_measure, make_sampler
+from discojax.tasks.types import Prompts, SamplingConfig
 
 SAMPLING = SamplingConfig(tokens=6, eos_id=2)
 SEEDS = np.array([7, 7, 8, 7])
@@ -47,11 +50,11 @@ def samplers(graph_and_reference):
 
 
 def decode(rows):
-    return [" ".join(str(int(token)) for token in row) for row in rows]
+    return ["".join(f" {int(token)}" for token in row) for row in rows]
 
 
-def reward(texts):
-    return np.array([len(text.split()) for text in texts], np.float64)
+def reward(prompts, completions):
+    return np.array([len((a + b).split()) for a, b in zip(prompts, completions, strict=True)], np.float64)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_the_reward_reads_prompt_and_completion(measured, prompts):
 
 
 def test_or_the_completion_alone(measure, lanes, measured):
-    results = measure(reward_sees_prompt=False)(lanes, ALL, SEEDS)
+    results = measure(reward=lambda prompts, texts: reward([""] * len(prompts), texts))(lanes, ALL, SEEDS)
     for ours, theirs in zip(results, measured, strict=True):
         np.testing.assert_array_equal(ours.reward, theirs.length)
         assert ours.completions == theirs.completions
@@ -144,10 +147,49 @@ def test_or_the_completion_alone(measure, lanes, measured):
 def test_texts_begin_with_the_prompt_and_padding_is_no_part_of_them(measure, lanes, prompts):
     seen: list[str] = []
 
-    def listen(texts):
-        seen.extend(texts)
-        return reward(texts)
+    def listen(prompts, completions):
+        seen.extend(map(str.__add__, prompts, completions))
+        return reward(prompts, completions)
 
     (result,) = measure(reward=listen)(lanes, np.array([False, True, False, False]), SEEDS)
     for text, row, length, completion in zip(seen, *prompts, result.completions, strict=True):
-        assert text == " ".join([*decode([row[:length]]), completion])
+        assert text == decode([row[:length]])[0] + completion
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    """Pairs of prompts of other lengths than their completions; the reference is set below."""
+    rng = np.random.default_rng(3)
+    prompt, chosen, rejected = rng.integers(1, 5, 37), rng.integers(1, 7, 37), rng.integers(1, 7, 37)
+    ids = rng.integers(3, 40, (2, 37, 10)).astype(np.int32)
+    return Pairs(*ids, *(x.astype(np.int32) for x in (prompt, chosen, rejected)))
+
+
+def test_margins_of_held_out_pairs_are_those_of_training(graph_and_reference, lanes, held_out, measure):
+    graph, params = graph_and_reference
+
+    def logps(weights, side):
+        ids, lengths = getattr(held_out, f"{side}_ids"), getattr(held_out, f"{side}_length")
+        return completion_logps(nnx.merge(graph, weights), ids, held_out.prompt_length, lengths, tokens=6)
+
+    reference = {f"reference_{side}": np.asarray(logps(params, side)) for side in ("chosen", "rejected")}
+    pairs = held_out._replace(**reference)
+    types = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((1, 1, 1), ("lane", "data", "model"), axis_types=types, devices=jax.devices()[:1])
+    chosen = np.array([True, False, True, True])
+    for kind in ("map", "vmap"):
+        margins = make_margins(graph, tokens=6, mesh=mesh, implementation=kind)
+        results = measure(margins=margins, held_out=pairs)(lanes, chosen, SEEDS)
+        for result, lane in zip(results, np.flatnonzero(chosen), strict=True):
+            weights = jax.tree.map(lambda x: x[lane], lanes)  # noqa: B023
+            ours = {side: logps(weights, side) - reference[f"reference_{side}"] for side in
+                    ("chosen", "rejected")}  # fmt: skip
+            np.testing.assert_allclose(result.margin, ours["chosen"] - ours["rejected"], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(results[2].margin, 0, atol=1e-5)  # the policy it is measured from
+        assert np.abs(results[0].margin).min() > 1e-3
+
+
+def test_what_is_archived_is_arrays_of_every_prompt(measured):
+    arrays = measured[0].arrays()
+    assert set(arrays) == {"reward", "kl", "reverse_kl", "length", "completion"}
+    assert arrays["completion"].tolist() == measured[0].completions and arrays["completion"].dtype.kind == "U"

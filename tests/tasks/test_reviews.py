@@ -12,8 +12,9 @@ from discojax.errors import UserError
 from discojax.policies.decoder import DecoderConfig
 from discojax.policies.sft import SftConfig
 from discojax.tasks import reviews
+from discojax.tasks.types import Prompts, TaskConfig, assert_disjoint
 
-CONFIG = reviews.ReviewsConfig(
+CONFIG = TaskConfig(
     policy=DecoderConfig(vocab_size=320, layers=1, width=16, heads=2, max_length=12),
     sft=SftConfig(steps=10, batch=8),
     prompt_tokens=5,
@@ -152,8 +153,8 @@ def test_the_rewards_that_label_search_and_report_are_three(task, root):
     scores = {role: model.score(sentences) for role, model in models.items()}
     for split, role in reviews.SPLITS.items():
         assert role != "reward_label"
-        np.testing.assert_array_equal(task.reward[split](sentences), scores[role])
-    assert not np.allclose(task.reward["search"](sentences), task.reward["report"](sentences))
+        np.testing.assert_array_equal(task.reward[split]([""] * 3, sentences), scores[role])
+    assert not np.allclose(scores["reward_search"], scores["reward_report"])
 
 
 def test_what_is_built_is_reported(built):
@@ -187,3 +188,41 @@ def test_prompts_and_completions_that_do_not_fit_are_refused_with_the_settings_t
     config = dataclasses.replace(CONFIG, completion_tokens=7)
     with pytest.raises(UserError, match=r"13 tokens do not fit .* 12 positions: raise policy.max_length"):
         reviews.build("rotten_tomatoes", config, root=root)
+
+
+def test_held_out_pairs_share_no_prompt_with_training_or_measuring(root):
+    config = dataclasses.replace(CONFIG, held_out_pairs=5)
+    task = reviews.build("imdb", config, root=root)
+    pairs = task.held_out
+    assert pairs is not None and 1 <= len(pairs.prompt_length) <= 5
+    lengths = pairs.prompt_length
+    held = {tuple(row[:n]) for row, n in zip(pairs.chosen_ids.tolist(), lengths, strict=True)}
+    assert len(held) == len(lengths)
+    measured = {row for prompts in task.prompts.values() for row in prompts.rows()}
+    assert not held & (measured | set(training_prompts(task)))
+    assert pairs.reference_chosen is not None and np.isfinite(pairs.reference_chosen).all()
+    with pytest.raises(UserError, match=r"too few to take 5000 held-out pairs .* evaluation.held_out_pairs"):
+        reviews.build("imdb", dataclasses.replace(CONFIG, held_out_pairs=5000), root=root)
+
+
+def test_an_overlap_between_what_searches_and_what_reports_is_an_error(built):
+    task, other = built[0]["rotten_tomatoes"], built[0]["imdb"]
+    assert_disjoint([task], [other])
+    assert_disjoint([], [task])
+    leaking = dataclasses.replace(task, prompts={**task.prompts, "search": other.prompts["report"]})
+    with pytest.raises(UserError, match="imdb reports on .* prompts that rotten_tomatoes trains or searches"):
+        assert_disjoint([leaking], [other])
+    trained = Prompts(task.pairs.chosen_ids, task.pairs.prompt_length)
+    with pytest.raises(UserError, match="that rotten_tomatoes trains or searches on"):
+        assert_disjoint([], [dataclasses.replace(task, prompts={**task.prompts, "report": trained})])
+    for name in ("label", "search", "select"):
+        same = dataclasses.replace(task, rewards={**task.rewards, name: other.rewards["report"]})
+        with pytest.raises(UserError, match="is one that rotten_tomatoes labels or searches with"):
+            assert_disjoint([same], [other])
+
+
+def test_no_prompt_is_reported_on_twice(built):
+    task = built[0]["imdb"]
+    twice = Prompts(*(np.concatenate([x, x[:3]]) for x in task.prompts["report"]))
+    with pytest.raises(UserError, match="repeats 3 of its 'report' prompts"):
+        assert_disjoint([], [dataclasses.replace(task, prompts={**task.prompts, "report": twice})])

@@ -6,8 +6,8 @@ from scipy.special import expit
 
 from discojax.errors import UserError
 from discojax.policies.decoder import Decoder, DecoderConfig
-from discojax.tasks.measure import Prompts, SamplingConfig
 from discojax.tasks.sampled_pairs import sample_pairs
+from discojax.tasks.types import Prompts, SamplingConfig
 
 BOS, EOS, PAD = 1, 2, 0
 SAMPLING = SamplingConfig(tokens=6, eos_id=EOS, pad_id=PAD)
@@ -35,11 +35,12 @@ def prompts():
 
 
 def decode(rows):
-    return [" ".join(str(int(token)) for token in row) for row in rows]
+    return ["".join(f" {int(token)}" for token in row) for row in rows]
 
 
-def logit(texts):
+def logit(prompts, completions):
     """Likes even tokens and dislikes odd ones."""
+    texts = map(str.__add__, prompts, completions)
     return np.array(
         [sum(1 if int(token) % 2 == 0 else -1 for token in text.split()) for text in texts], float
     )
@@ -68,7 +69,8 @@ def side(pairs, which):
 
 def rewards(pairs, which):
     ends = pairs.prompt_length + getattr(pairs, f"{which}_length")
-    return logit(decode([row[:end] for row, end in zip(getattr(pairs, f"{which}_ids"), ends, strict=True)]))
+    texts = decode([row[:end] for row, end in zip(getattr(pairs, f"{which}_ids"), ends, strict=True)])
+    return logit([""] * len(texts), texts)
 
 
 def test_pairs_are_completions_of_the_prompts_they_are_said_to_be(built, prompts):
