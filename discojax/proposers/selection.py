@@ -89,8 +89,8 @@ def operator_weights(history: Sequence[Scored], prior: Mapping[str, float]) -> d
     """Prior weights times each operator's rate of improvement, counted with a few imagined trials.
 
     A child improves if it scores above its best parent; one without scored parents, if it scores
-    above the median. Rejected and failed children are trials; duplicates, which cost nothing, and children not measured
-    yet are not.
+    above the median. Rejected and failed children are trials; duplicates, which cost nothing, and
+    children not measured yet are not.
     """
     scores = {p.name: p.score for p in history if p.status == "ok" and p.score is not None}
     middle = statistics.median(scores.values()) if scores else 0.0

@@ -1,13 +1,16 @@
 """The archive: every proposal and every measurement of a run, in one SQLite file.
 
 `runs/NAME/archive.sqlite` may be read at any time, also while the run writes, with `sqlite3` or with
-`pandas.read_sql`. For reading there are three views, which stay the same when the tables change:
+`pandas.read_sql`. For reading there are views, which stay the same when the tables change:
 
 | view | a row is | columns |
 |---|---|---|
 | `proposals` | a proposal, in order | all of `Attempt` but `raw_reply` and `thought` |
 | `scores` | an evaluation | all of `Evaluation` but the per-prompt arrays, with `operator`, `generation` |
 | `failures` | a proposal or lane that failed | `kind`, `name`, `stage`, `reason`, `created` |
+| `spending` | a language model, by purpose | `requests`, `tokens_*`, `dollars`, `unpriced` |
+
+The table `requests` has every request that was answered; see `discojax.search.ledger`.
 
 What holds at any moment, also after `kill -9` or a power cut (write-ahead log, synchronous commits):
 a transaction is whole or absent; nothing is scored twice; a failure is a status and never a number,
@@ -22,7 +25,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -50,8 +53,11 @@ __all__ = [
     "export_rows",
     "get_evaluation",
     "get_meta",
+    "insert",
     "open_archive",
+    "select",
     "set_meta",
+    "transaction",
 ]
 
 
@@ -88,7 +94,7 @@ def open_archive(path: str | Path, config_hash: str | None = None) -> Archive:
         if not path.is_file():
             raise UserError(f"there is no archive at {path}; `discover` makes one when a run starts")
         with _explained(path):
-            connection = _connect_for_reading(path)
+            connection = _up_to_date(_connect_for_reading(path), path)
             known = _read_meta(connection, "config_hash")
         if known is None:
             raise UserError(f"{path} is not an archive of discojax")
@@ -137,9 +143,9 @@ def add_attempts(archive: Archive, new: Iterable[Attempt]) -> list[int]:
       UserError: if the disk is full or the archive cannot be written.
     """
     columns = [f.name for f in fields(Attempt) if f.name != "id"]
-    statement = _insert("attempts", columns)
+    statement = insert("attempts", columns)
     ids = []
-    with _transaction(archive) as connection:
+    with transaction(archive) as connection:
         for attempt in new:
             row = {**asdict(attempt), "parents": json.dumps(list(attempt.parents))}
             row["created"] = time.time() if attempt.created is None else attempt.created
@@ -149,7 +155,7 @@ def add_attempts(archive: Archive, new: Iterable[Attempt]) -> list[int]:
 
 def attempts(archive: Archive, **equal: Any) -> list[Attempt]:
     """The proposals in order, all or those whose columns equal what is given (`status="accepted"`)."""
-    rows = _select(archive, "attempts", [f.name for f in fields(Attempt)], equal, "number")
+    rows = select(archive, "attempts", [f.name for f in fields(Attempt)], equal, "number")
     return [Attempt(**{**row, "parents": tuple(json.loads(row["parents"]))}) for row in rows]
 
 
@@ -161,10 +167,10 @@ def add_evaluations(archive: Archive, new: Iterable[Evaluation]) -> None:
         ok one without finite numbers, a failed one with any). Nothing is added then.
       UserError: if the disk is full or the archive cannot be written.
     """
-    with _transaction(archive) as connection:
+    with transaction(archive) as connection:
         for evaluation in new:
             row = {**columns_of(evaluation), "config_hash": archive.config_hash}
-            connection.execute(_insert("evaluations", list(row)), [_plain(x) for x in row.values()])
+            connection.execute(insert("evaluations", list(row)), [_plain(x) for x in row.values()])
 
 
 def get_evaluation(archive: Archive, key: EvaluationKey) -> Evaluation | None:
@@ -180,7 +186,7 @@ def evaluations(archive: Archive, **equal: Any) -> list[Evaluation]:
     """
     names = [f.name for f in fields(EvaluationKey)]
     values = [f.name for f in fields(Evaluation) if f.name != "key"]
-    rows = _select(archive, "evaluations", names + values, equal, "id")
+    rows = select(archive, "evaluations", names + values, equal, "id")
     found = []
     for row in rows:
         key = EvaluationKey(*(row.pop(name) for name in names))
@@ -190,7 +196,7 @@ def evaluations(archive: Archive, **equal: Any) -> list[Evaluation]:
 
 def add_event(archive: Archive, kind: str, **data: Any) -> None:
     """Notes something that happened ("resumed", "rung", "budget"); `data` is kept as JSON."""
-    with _transaction(archive) as connection:
+    with transaction(archive) as connection:
         connection.execute(
             "INSERT INTO events (created, kind, data) VALUES (?, ?, ?)", (time.time(), kind, json.dumps(data))
         )
@@ -198,7 +204,7 @@ def add_event(archive: Archive, kind: str, **data: Any) -> None:
 
 def events(archive: Archive, **equal: Any) -> list[dict[str, Any]]:
     """The events in order: `created` (seconds since 1970), `kind`, `data`."""
-    rows = _select(archive, "events", ["created", "kind", "data"], equal, "id")
+    rows = select(archive, "events", ["created", "kind", "data"], equal, "id")
     return [{**row, "data": json.loads(row["data"])} for row in rows]
 
 
@@ -206,7 +212,7 @@ def set_meta(archive: Archive, key: str, value: Any) -> None:
     """Keeps a JSON value under a name, replacing what was there: a bandit's state, what was spent."""
     if key == "config_hash":
         raise ValueError("an archive's configuration does not change")
-    with _transaction(archive) as connection:
+    with transaction(archive) as connection:
         connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, json.dumps(value)))
 
 
@@ -218,7 +224,7 @@ def get_meta(archive: Archive, key: str, default: Any = None) -> Any:
 
 
 def export_rows(
-    archive: Archive, view: Literal["proposals", "scores", "failures"] = "scores"
+    archive: Archive, view: Literal["proposals", "scores", "failures", "spending"] = "scores"
 ) -> list[dict[str, Any]]:
     """The rows of one of the views of the module's docstring, ready for `pandas.DataFrame`."""
     if view not in schema.VIEWS:
@@ -270,16 +276,29 @@ def _connect_for_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _up_to_date(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """A file of an older schema as a copy in memory that has the present one; the file stays as it is."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version == 0 or version == len(schema.MIGRATIONS):
+        return connection
+    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    with closing(connection):
+        connection.backup(copy)
+    schema.migrate(copy, path, {})
+    return copy
+
+
 def _read_meta(connection: sqlite3.Connection, key: str) -> Any:
     found = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return None if found is None else json.loads(found[0])
 
 
-def _insert(table: str, columns: Sequence[str]) -> str:
+def insert(table: str, columns: Sequence[str]) -> str:
+    """The statement that adds a row."""
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
-def _select(
+def select(
     archive: Archive, table: str, columns: Sequence[str], equal: Mapping[str, Any], order: str
 ) -> list[dict[str, Any]]:
     """Rows as dictionaries. Column names come from this file's own dataclasses, values are bound."""
@@ -304,7 +323,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _transaction(archive: Archive) -> Iterator[sqlite3.Connection]:
+def transaction(archive: Archive) -> Iterator[sqlite3.Connection]:
     """All of the block's writes, or none."""
     if archive.writer is None:
         raise ValueError(f"{archive.path} was opened for reading only")

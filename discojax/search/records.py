@@ -22,7 +22,8 @@ class Attempt:
       generation: the round of search it was made in.
       name: how reports call it.
       operator: what was asked for: "fresh", "mutate", "crossover", ...
-      status: "accepted", "rejected" (with `stage` and `reason`) or "duplicate" (of an earlier `hash`).
+      status: "accepted", "rejected" (with `stage` and `reason`), "duplicate" (of an earlier one) or
+        "unanswered" (a request that gave no candidate, with the `reason`).
       parents: numbers of the attempts it was made from.
       thought: the proposer's own words.
       source: the candidate's text; None if the reply held none.
@@ -30,9 +31,11 @@ class Attempt:
       stage: the gate's stage that rejected it.
       reason: why, in one sentence.
       proposer: "evolution", "gemini", ...
-      model: the model's version, as the server reported it.
-      prompt_hash: of the prompt it answered.
-      raw_reply: the reply as received.
+      model: the language model as it was asked for; "" for proposers without one.
+      model_version: as the server reported it.
+      request: hash of the request that it answers, in the table `requests`.
+      prompt_hash: the version of the prompt's templates.
+      raw_reply: the text of the reply that it was read from.
       tokens_in: prompt tokens paid for, None if unknown. Several attempts of one reply share them: the
         first has the numbers and the others 0.
       tokens_out: completion tokens paid for, thinking included.
@@ -46,7 +49,7 @@ class Attempt:
     generation: int
     name: str
     operator: str
-    status: Literal["accepted", "rejected", "duplicate"]
+    status: Literal["accepted", "rejected", "duplicate", "unanswered"]
     parents: tuple[int, ...] = ()
     thought: str = ""
     source: str | None = None
@@ -55,6 +58,8 @@ class Attempt:
     reason: str | None = None
     proposer: str = ""
     model: str = ""
+    model_version: str = ""
+    request: str | None = None
     prompt_hash: str | None = None
     raw_reply: str | None = None
     tokens_in: int | None = None

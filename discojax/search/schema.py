@@ -10,7 +10,7 @@ from discojax.errors import UserError
 
 __all__ = ["MIGRATIONS", "VIEWS", "explain", "lock", "migrate"]
 
-VIEWS = ("proposals", "scores", "failures")
+VIEWS = ("proposals", "scores", "failures", "spending")
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -96,7 +96,94 @@ CREATE VIEW failures AS
   SELECT 'lane', objective, status, reason, created FROM evaluations WHERE status != 'ok';
 """
 
-MIGRATIONS = (_TABLES, _VIEWS)
+# A proposal may lack a candidate altogether, and says which request it answers. SQLite changes a CHECK
+# only by making the table anew.
+_REQUESTS = """
+DROP VIEW proposals;
+DROP VIEW scores;
+DROP VIEW failures;
+
+ALTER TABLE attempts RENAME TO old_attempts;
+DROP INDEX attempts_by_hash;
+CREATE TABLE attempts (
+  id INTEGER PRIMARY KEY,
+  number INTEGER NOT NULL UNIQUE,
+  generation INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  operator TEXT NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('accepted', 'rejected', 'duplicate', 'unanswered')),
+  parents TEXT NOT NULL,
+  thought TEXT NOT NULL,
+  source TEXT,
+  hash TEXT,
+  stage TEXT,
+  reason TEXT,
+  proposer TEXT NOT NULL,
+  model TEXT NOT NULL,
+  model_version TEXT NOT NULL,
+  request TEXT,
+  prompt_hash TEXT,
+  raw_reply TEXT,
+  tokens_in INTEGER CHECK (tokens_in >= 0),
+  tokens_out INTEGER CHECK (tokens_out >= 0),
+  cost REAL CHECK (cost >= 0),
+  seed INTEGER,
+  created REAL NOT NULL,
+  CHECK (status NOT IN ('accepted', 'duplicate') OR (source IS NOT NULL AND hash IS NOT NULL)),
+  CHECK (status != 'rejected' OR (stage IS NOT NULL AND reason IS NOT NULL)),
+  CHECK (status != 'unanswered' OR (source IS NULL AND hash IS NULL AND reason IS NOT NULL))
+);
+INSERT INTO attempts
+  SELECT id, number, generation, name, operator, status, parents, thought, source, hash, stage, reason,
+         proposer, '', model, NULL, prompt_hash, raw_reply, tokens_in, tokens_out, cost, seed, created
+  FROM old_attempts;
+DROP TABLE old_attempts;
+CREATE INDEX attempts_by_hash ON attempts (hash);
+
+-- Written before anything else is done with a reply; what a run has spent is the sum of these.
+CREATE TABLE requests (
+  id INTEGER PRIMARY KEY,
+  hash TEXT NOT NULL UNIQUE,
+  server TEXT NOT NULL,
+  model TEXT NOT NULL,
+  model_version TEXT NOT NULL,
+  purpose TEXT NOT NULL CHECK (purpose IN ('propose', 'repair', 'more_tokens')),
+  prompt_hash TEXT NOT NULL,
+  request TEXT NOT NULL,
+  reply TEXT NOT NULL,
+  tokens_in INTEGER NOT NULL CHECK (tokens_in >= 0),
+  tokens_out INTEGER NOT NULL CHECK (tokens_out >= 0),
+  tokens_thinking INTEGER NOT NULL CHECK (tokens_thinking >= 0),
+  cost REAL CHECK (cost >= 0),
+  created REAL NOT NULL
+);
+
+CREATE VIEW proposals AS
+  SELECT id, number, generation, name, operator, status, parents, source, hash, stage, reason,
+         proposer, model, prompt_hash, tokens_in, tokens_out, cost, seed, created, model_version, request
+  FROM attempts ORDER BY number;
+
+CREATE VIEW scores AS
+  SELECT e.hash, e.objective, e.task, e.split, e.rung, e.beta, e.seed, e.steps, e.learning_rate,
+         e.status, e.reward, e.kl, e.kl_per_token_reference, e.length, e.reason, e.created,
+         a.operator, a.generation
+  FROM evaluations AS e LEFT JOIN attempts AS a ON a.hash = e.hash AND a.status = 'accepted'
+  GROUP BY e.id ORDER BY e.id;
+
+CREATE VIEW failures AS
+  SELECT 'proposal' AS kind, name, coalesce(stage, status) AS stage, reason, created FROM attempts
+  WHERE status IN ('rejected', 'unanswered')
+  UNION ALL
+  SELECT 'lane', objective, status, reason, created FROM evaluations WHERE status != 'ok';
+
+CREATE VIEW spending AS
+  SELECT server, model, model_version, purpose, count(*) AS requests, sum(tokens_in) AS tokens_in,
+         sum(tokens_out) AS tokens_out, sum(tokens_thinking) AS tokens_thinking,
+         total(cost) AS dollars, sum(cost IS NULL) AS unpriced
+  FROM requests GROUP BY server, model, model_version, purpose ORDER BY min(id);
+"""
+
+MIGRATIONS = (_TABLES, _VIEWS, _REQUESTS)
 """Each brings a file from version i to i + 1. Published ones are never edited; new ones are added."""
 
 
