@@ -26,10 +26,11 @@ from discojax.data.pairs import Pairs
 from discojax.objectives.types import LogProbs
 from discojax.policies.decoder import Decoder, DecoderConfig
 from discojax.policies.logprobs import completion_logps
-from discojax.population.lanes import Job, initial_state, stack_jobs
+from discojax.population.engine import make_engine, make_programs
+from discojax.population.lanes import Job, stack_jobs
 from discojax.population.mesh import make_mesh
 from discojax.population.optimizer import apply, make_optimizer
-from discojax.population.step import StepConfig, make_advance
+from discojax.population.step import StepConfig
 
 NAMES = ("dpo", "ipo", "slic", "discopop", "kto_pair", "simpo", "aqfl", "aot")
 POLICY = DecoderConfig(vocab_size=4096, layers=3, width=128, heads=4, max_length=32)
@@ -41,17 +42,16 @@ def main() -> None:
     graph, params = nnx.split(Decoder(POLICY, rngs=nnx.Rngs(0)))
     data = _pairs()
     mesh = make_mesh()
-    advance = make_advance(graph, STEP, tokens=TOKENS, mesh=mesh)
-    state = initial_state(params, make_optimizer(STEP.optimizer), mesh.shape["lane"])
-    state = jax.device_put(state, jax.NamedSharding(mesh, jax.P("lane")))
-    data = jax.device_put(data, jax.NamedSharding(mesh, jax.P()))
+    programs = make_programs(graph, params, STEP, lanes=mesh.shape["lane"], tokens=TOKENS, mesh=mesh)
+    engine = make_engine(programs, params, data)
+    state = programs.fresh(engine.params)
     warm = stack_jobs(
         [Job(candidates.from_function(objectives.get("exp")).code, 0.1, 0, 1e-4, 10**6)] * mesh.size
     )
     warm = jax.device_put(warm)
     for _ in range(2):  # the second finds the state where the first left it
-        state, _ = jax.block_until_ready(advance(state, warm, data))
-    programs = advance._cache_size()
+        state, _ = jax.block_until_ready(programs.advance(state, warm, engine.frozen, engine.data))
+    compiled = programs.advance._cache_size()
 
     table = Table("objective", "swap, ms", "recompile, ms", "ratio", "step ratio, machine / fused")
     ratios, overheads = [], []
@@ -65,10 +65,11 @@ def main() -> None:
         times = []
         for _ in range(7):
             begun = time.perf_counter()
-            state, _ = jax.block_until_ready(advance(state, settings, data))
+            after = programs.advance(state, settings, engine.frozen, engine.data)
+            state, _ = jax.block_until_ready(after)
             times.append((time.perf_counter() - begun) / mesh.size)
-        assert advance._cache_size() == programs, "the step was compiled again"
-        fused_first, fused = _fused(graph, params, data, objectives.get(name))
+        assert programs.advance._cache_size() == compiled, "the step was compiled again"
+        fused_first, fused = _fused(graph, params, engine.data, objectives.get(name))
         recompile = fused_first - fused
         ratios.append(recompile / swap)
         overheads.append(float(np.median(times)) / fused)

@@ -1,22 +1,29 @@
 """The engine: the compiled functions of a population, and what they work on.
 
-`population.training` gives its lanes their jobs.
+Policies come in two parts. What trains is held once a lane; what is frozen is held once, in the
+dtype that policies compute in, and shared by all lanes: `nnx.merge(graph, params, frozen)`. Where
+everything trains, frozen is empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Bool
 
 from discojax.data.pairs import Pairs
 from discojax.errors import UserError
 from discojax.population.lanes import LaneSettings, LaneState, initial_state
+from discojax.population.memory import check_memory
 from discojax.population.optimizer import make_optimizer
-from discojax.population.step import StepConfig, StepMetrics, make_advance, make_reset
+from discojax.population.placement import lane_shardings, shardings
+from discojax.population.step import StepConfig, StepMetrics, cast, make_advance, make_reset
 
 __all__ = ["Engine", "Programs", "make_engine", "make_programs"]
 
@@ -28,16 +35,26 @@ class Programs:
     Attributes:
       lanes: how many policies train side by side.
       mesh: the devices.
+      config: see `StepConfig`.
       fresh, advance, reset: see `population.lanes.initial_state` and `population.step`.
-      batch: pairs a step and lane.
+      params, frozen: shapes of a policy's two parts (`jax.ShapeDtypeStruct`), and where they lie.
+      of_lanes: the same programs for another number of lanes.
     """
 
     lanes: int
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
+    config: StepConfig
     fresh: Callable[[Any], LaneState]
-    advance: Callable[[LaneState, LaneSettings, Pairs], tuple[LaneState, StepMetrics]]
-    reset: Callable[[LaneState, Any, Any], LaneState]
-    batch: int
+    advance: Callable[[LaneState, LaneSettings, Any, Pairs], tuple[LaneState, StepMetrics]]
+    reset: Callable[[LaneState, Any, Bool[Any, " lanes"]], LaneState]
+    params: Any
+    frozen: Any
+    of_lanes: Callable[[int], Programs]
+
+    @property
+    def batch(self) -> int:
+        """Pairs a step and lane."""
+        return self.config.batch
 
 
 @dataclass(frozen=True)
@@ -46,48 +63,90 @@ class Engine:
 
     Attributes:
       programs: see `Programs`.
-      params: the SFT weights every job starts from, on the devices.
+      params: the SFT weights every job starts from, those that train, on the devices.
+      frozen: the other weights, on the devices.
       data: the pairs, on the devices.
     """
 
     programs: Programs
     params: Any
+    frozen: Any
     data: Pairs
 
 
 def make_programs(
-    graph: nnx.GraphDef, config: StepConfig, *, lanes: int, tokens: int, mesh: jax.sharding.Mesh
+    graph: nnx.GraphDef,
+    params: Any,
+    config: StepConfig,
+    *,
+    lanes: int,
+    tokens: int,
+    mesh: Mesh,
+    frozen: Any = None,
 ) -> Programs:
     """Prepares the functions of a population; each compiles when it is first called.
 
     Args:
       graph: the policy's definition.
+      params: the weights that train, no lane axis. Only their shapes matter here.
       config: see `StepConfig`.
       lanes: rounded up to a multiple of the mesh's `lane` axis.
       tokens: the longest completion.
       mesh: see `population.mesh`.
+      frozen: the weights that do not train; None where all do.
+
+    Raises:
+      UserError: the batch cannot be divided over the mesh.
     """
     shards = mesh.shape["lane"]
     lanes = -(-lanes // shards) * shards
+    params = _shapes(params, mesh, "float32")
+    frozen = _shapes(nnx.State({}) if frozen is None else frozen, mesh, config.dtype)
     optimizer = make_optimizer(config.optimizer)
+
+    def fresh(params: Any) -> LaneState:
+        return initial_state(params, optimizer, lanes)
+
+    state = lane_shardings(mesh, jax.eval_shape(fresh, params))
+    weights, shared = (jax.tree.map(lambda x: x.sharding, tree) for tree in (params, frozen))
     return Programs(
         lanes=lanes,
         mesh=mesh,
-        fresh=jax.jit(
-            lambda params: initial_state(params, optimizer, lanes),
-            out_shardings=jax.NamedSharding(mesh, jax.P("lane")),
+        config=config,
+        fresh=jax.jit(fresh, in_shardings=(weights,), out_shardings=state),
+        advance=make_advance(graph, config, tokens=tokens, mesh=mesh, state=state, frozen=shared),
+        reset=make_reset(config, mesh, state, weights),
+        params=params,
+        frozen=frozen,
+        of_lanes=lambda lanes: make_programs(
+            graph, params, config, lanes=lanes, tokens=tokens, mesh=mesh, frozen=frozen
         ),
-        advance=make_advance(graph, config, tokens=tokens, mesh=mesh),
-        reset=make_reset(config, mesh),
-        batch=config.batch,
     )
 
 
-def make_engine(programs: Programs, params: Any, data: Pairs) -> Engine:
+def _shapes(tree: Any, mesh: Mesh, dtype: str) -> Any:
+    shapes = jax.eval_shape(partial(cast, dtype=dtype), tree)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings(mesh, shapes),
+    )
+
+
+def make_engine(
+    programs: Programs, params: Any, data: Pairs, frozen: Any = None, *, memory: int | None = None
+) -> Engine:
     """Puts SFT weights and preference pairs (with reference log-probabilities) on the devices.
 
+    Args:
+      programs: see `make_programs`.
+      params, frozen: the two parts of a policy's weights; None for `frozen` where all train.
+      data: the pairs.
+      memory: bytes there are on each device; None asks the device (or, on a CPU, the machine).
+
     Raises:
-      UserError: the data has fewer pairs than one batch.
+      UserError: the data has fewer pairs than one batch, or the lanes do not fit into memory. Both are
+        found before anything is put on a device.
     """
     pairs = len(data.prompt_length)
     if pairs < programs.batch:
@@ -95,5 +154,13 @@ def make_engine(programs: Programs, params: Any, data: Pairs) -> Engine:
             f"There are {pairs} preference pairs, fewer than one batch of {programs.batch}: "
             "raise task.pairs or lower population.batch."
         )
-    everywhere = jax.NamedSharding(programs.mesh, jax.P())
-    return Engine(programs, jax.device_put(params, everywhere), jax.device_put(data, everywhere))
+    check_memory(programs, data, memory)
+    everywhere = NamedSharding(programs.mesh, jax.P())
+    place = partial(jax.tree.map, lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding))
+    frozen = nnx.State({}) if frozen is None else frozen
+    return Engine(
+        programs,
+        place(params, programs.params),
+        place(frozen, programs.frozen),
+        jax.device_put(data, everywhere),
+    )

@@ -1,8 +1,13 @@
 """The step of the population: every lane a few optimisation steps further, in one program.
 
-`make_advance` builds a pure function `(state, settings, data) -> (state, metrics)`, jitted once
-for its shapes and donated. Objectives enter as data (`discojax.objectives.machine`), so it is
+`make_advance` builds a pure function `(state, settings, frozen, data) -> (state, metrics)`, jitted
+once for its shapes and donated. Objectives enter as data (`discojax.objectives.machine`), so it is
 compiled once however many objectives pass through its lanes.
+
+Devices along `lane` have lanes of their own and say nothing to one another. Devices along `data`
+take equal shares of a batch's rows; since a loss may sort its batch or use its mean, all of them
+are told all log-probabilities (a few numbers), evaluate the loss of the whole batch, and add up
+their shares of its gradient. Over `model` the weights are divided and gathered where they are used.
 """
 
 from __future__ import annotations
@@ -16,18 +21,20 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Bool, Float, Int
 
 from discojax.data.pairs import Pairs
 from discojax.objectives import machine
 from discojax.objectives.types import LogProbs
-from discojax.policies.decoder import Decoder
 from discojax.policies.logprobs import completion_logps
 from discojax.population.lanes import LaneSettings, LaneState
+from discojax.population.mesh import manual_axes, rows_per_device
 from discojax.population.optimizer import OptimizerConfig, apply, make_optimizer, schedule
 from discojax.population.order import batch_indices
+from discojax.population.placement import constrain, whole
 
-__all__ = ["StepConfig", "StepMetrics", "make_advance", "make_reset"]
+__all__ = ["StepConfig", "StepMetrics", "cast", "make_advance", "make_reset"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,18 @@ class StepConfig:
     """What the compiled step fixes.
 
     Attributes:
-      batch: pairs a step and lane.
+      batch: pairs a step and lane, over all devices.
       chunk: most steps a lane takes in one call.
       block: tokens whose logits are held at a time (`policies.logprobs`).
       implementation: how lanes are laid over a device: `map`, one after another, each through its
         whole chunk (a CPU's caches hold one lane), or `vmap`, all at once (an accelerator's choice).
+        Where lanes share frozen weights, `vmap` makes one matrix product over all lanes of each,
+        and `map` as many products as lanes, which reads those weights anew for every lane.
       optimizer: see `OptimizerConfig`.
+      dtype: what policies compute in. Weights that train, their gradients and moments,
+        log-probabilities and losses are float32 in either case.
+      accumulate: parts in which a device goes through its rows. Only one part's activations are
+        held at a time, and each part's are computed twice. The loss still sees the whole batch.
     """
 
     batch: int = 16
@@ -48,6 +61,8 @@ class StepConfig:
     block: int = 1024
     implementation: Literal["map", "vmap"] = "map"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
 
 
 class StepMetrics(NamedTuple):
@@ -65,39 +80,75 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, " lanes"]
 
 
-def _batch_logprobs(policy: Decoder, batch: Any, tokens: int, block: int) -> LogProbs:
-    """Log-probabilities of a batch of `Pairs` as they are inside the compiled step: JAX arrays."""
-    ids = jnp.concatenate([batch.chosen_ids, batch.rejected_ids])
-    prompts = jnp.concatenate([batch.prompt_length, batch.prompt_length])
-    lengths = jnp.concatenate([batch.chosen_length, batch.rejected_length])
-    logps = completion_logps(policy, ids, prompts, lengths, tokens=tokens, block=block)
-    chosen, rejected = jnp.split(logps, 2)
-    return LogProbs(
-        chosen,
-        rejected,
-        batch.reference_chosen,
-        batch.reference_rejected,
-        batch.chosen_length,
-        batch.rejected_length,
-    )
+def cast(tree: Any, dtype: str) -> Any:
+    """The tree with its floating-point leaves in `dtype`."""
+
+    def one(x):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, tree)
 
 
-def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
+def _make_logps(graph: nnx.GraphDef, config: StepConfig, tokens: int):
+    """Builds `(params, frozen, pairs) -> [2, pairs]`: log-probabilities of both sides, float32."""
+
+    def logps(params: Any, frozen: Any, pairs: Any) -> Float[Array, "2 pairs"]:
+        # Cast here and not once before the parts: the gradient is then added up over them in float32.
+        policy = nnx.merge(graph, cast(params, config.dtype), cast(frozen, config.dtype))
+        ids = jnp.concatenate([pairs.chosen_ids, pairs.rejected_ids])
+        prompts = jnp.concatenate([pairs.prompt_length] * 2)
+        lengths = jnp.concatenate([pairs.chosen_length, pairs.rejected_length])
+        return completion_logps(policy, ids, prompts, lengths, tokens=tokens, block=config.block).reshape(
+            2, -1
+        )
+
+    def in_parts(params: Any, frozen: Any, pairs: Any) -> Float[Array, "2 pairs"]:
+        parts = jax.tree.map(lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), pairs)
+        part = jax.checkpoint(lambda some: logps(params, frozen, some), prevent_cse=False)
+        return jax.lax.map(part, parts).swapaxes(0, 1).reshape(2, -1)
+
+    return logps if config.accumulate == 1 else in_parts
+
+
+def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int, mesh: Mesh):
     optimizer = make_optimizer(config.optimizer)
+    policy_logps = _make_logps(graph, config, tokens)
+    devices = mesh.shape["data"]
+    rows = rows_per_device(mesh, config.batch, config.accumulate)
 
-    def lane_step(state: LaneState, settings: LaneSettings, data: Pairs):
+    def share(x: Array) -> Array:
+        """This device's part of a batch, `[batch, ...]` to `[rows, ...]`."""
+        if devices == 1:
+            return x
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("data") * rows, rows)
+
+    def everyone(own: Float[Array, "2 rows"]) -> Float[Array, "2 batch"]:
+        """All devices' log-probabilities. Differentiable in this device's own, and only in them."""
+        if devices == 1:
+            return own
+        told = jax.lax.all_gather(jax.lax.stop_gradient(own), "data", axis=1, tiled=True)
+        return jax.lax.dynamic_update_slice_in_dim(told, own, jax.lax.axis_index("data") * rows, axis=1)
+
+    def lane_step(state: LaneState, settings: LaneSettings, frozen: Any, data: Any):
         """One step of one lane (no lane axis)."""
         pairs = data.chosen_ids.shape[0]
         index = batch_indices(settings.seed, state.step, pairs=pairs, batch=config.batch)
-        batch = jax.tree.map(lambda x: x[index], data)
+        own = jax.tree.map(lambda x: x[share(index)], data)
+        # What else a loss sees, of the whole batch.
+        known = (data.reference_chosen, data.reference_rejected, data.chosen_length, data.rejected_length)
+        known = jax.tree.map(lambda x: x[index], known)
         progress = state.step / jnp.maximum(settings.steps, 1)
 
         def mean_loss(params):
-            logps = _batch_logprobs(nnx.merge(graph, params), batch, tokens, config.block)
+            policy = whole(everyone(policy_logps(params, frozen, own)), mesh)
+            logps = LogProbs(*policy, *known)
             losses = machine.evaluate(settings.code, logps, settings.beta, progress)
             return losses.mean(), logps
 
         (loss, logps), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        if devices > 1:
+            gradient = jax.lax.psum(gradient, "data")
+        gradient = constrain(gradient, mesh)
         norm = optax.tree.norm(gradient)
         updates, moments = optimizer.update(gradient, state.moments, state.params)
         rate = settings.learning_rate * schedule(config.optimizer, state.step, settings.steps)
@@ -109,7 +160,7 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
             lambda new, old: jnp.where(good, new, old), (params, moments), (state.params, state.moments)
         )
         step = jnp.where(good, state.step + 1, jnp.maximum(settings.steps, state.step))
-        state = LaneState(params, moments, step, state.diverged | ~good)
+        state = LaneState(constrain(params, mesh), moments, step, state.diverged | ~good)
 
         margin = (logps.policy_chosen - logps.reference_chosen) - (
             logps.policy_rejected - logps.reference_rejected
@@ -120,42 +171,62 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int):
     return lane_step
 
 
+def _stop_overflown(state: LaneState, settings: LaneSettings) -> LaneState:
+    """Marks a lane whose weights are no longer finite, which no loss has seen yet (no lane axis)."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
+    lost = ~jnp.stack(finite).all()
+    step = jnp.where(lost, jnp.maximum(settings.steps, state.step), state.step)
+    return state._replace(step=step, diverged=state.diverged | lost)
+
+
 def make_advance(
-    graph: nnx.GraphDef, config: StepConfig, *, tokens: int, mesh: jax.sharding.Mesh
-) -> Callable[[LaneState, LaneSettings, Pairs], tuple[LaneState, StepMetrics]]:
+    graph: nnx.GraphDef,
+    config: StepConfig,
+    *,
+    tokens: int,
+    mesh: Mesh,
+    state: LaneState,
+    frozen: Any,
+) -> Callable[[LaneState, LaneSettings, Any, Pairs], tuple[LaneState, StepMetrics]]:
     """Builds the jitted step: up to `config.chunk` steps for every lane that is not idle.
 
     Args:
-      graph: the policy's definition (`nnx.split`).
+      graph: the policy's definition; `nnx.merge(graph, params, frozen)` is the policy.
       config: what is fixed at compilation.
       tokens: the longest completion, in tokens.
-      mesh: devices, with an axis `lane`, over which lanes are spread; see `population.mesh`.
+      mesh: devices, with axes `lane`, `data` and `model`; see `population.mesh`.
+      state, frozen: trees of `NamedSharding`: where a state and the frozen weights lie
+        (`population.placement`).
 
     Returns:
-      `advance(state, settings, data) -> (state, metrics)`; `state` is donated.
+      `advance(state, settings, frozen, data) -> (state, metrics)`; `state` is donated.
+
+    Raises:
+      UserError: the batch cannot be divided over `data` and into `config.accumulate` parts.
     """
-    lane_step = _make_lane_step(graph, config, tokens)
+    lane_step = _make_lane_step(graph, config, tokens, mesh)
 
     def nothing() -> StepMetrics:
         return StepMetrics(jnp.int32(0), *(jnp.float32(0) for _ in StepMetrics._fields[1:]))
 
-    def mapped(state: LaneState, settings: LaneSettings, data: Pairs):
+    def mapped(state: LaneState, settings: LaneSettings, frozen: Any, data: Pairs):
         def lane(arguments):
             state, settings = arguments
 
             def body(_, carry):
                 state, sums = carry
-                state, metrics = lane_step(state, settings, data)
+                state, metrics = lane_step(state, settings, frozen, data)
                 return state, jax.tree.map(jnp.add, sums, metrics)
 
             count = jnp.clip(settings.steps - state.step, 0, config.chunk)
-            return jax.lax.fori_loop(0, count, _while_good(body), (state, nothing()))
+            state, sums = jax.lax.fori_loop(0, count, _while_good(body), (state, nothing()))
+            return _stop_overflown(state, settings), sums
 
         return jax.lax.map(lane, (state, settings))
 
-    def vmapped(state: LaneState, settings: LaneSettings, data: Pairs):
+    def vmapped(state: LaneState, settings: LaneSettings, frozen: Any, data: Pairs):
         def guarded(state, settings):
-            moved, metrics = lane_step(state, settings, data)
+            moved, metrics = lane_step(state, settings, frozen, data)
             active = state.step < settings.steps
             state = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state)
             return state, jax.tree.map(lambda x: jnp.where(active, x, 0).astype(x.dtype), metrics)
@@ -167,7 +238,8 @@ def make_advance(
 
         lanes = state.step.shape[0]
         sums = jax.tree.map(lambda x: jnp.zeros(lanes, x.dtype), nothing())
-        return jax.lax.scan(body, (state, sums), length=config.chunk)[0]
+        (state, sums), _ = jax.lax.scan(body, (state, sums), length=config.chunk)
+        return jax.vmap(_stop_overflown)(state, settings), sums
 
     lane_axis, everywhere = jax.P("lane"), jax.P()
     # Each device works through its own lanes. Under plain jit `map` would gather them, and a loop under
@@ -175,15 +247,16 @@ def make_advance(
     body = jax.shard_map(
         mapped if config.implementation == "map" else vmapped,
         mesh=mesh,
-        in_specs=(lane_axis, lane_axis, everywhere),
+        in_specs=(lane_axis, lane_axis, everywhere, everywhere),
         out_specs=lane_axis,
+        axis_names=manual_axes(mesh),
         check_vma=False,
     )
-    lanes = jax.NamedSharding(mesh, lane_axis)
+    lanes = NamedSharding(mesh, lane_axis)
     return jax.jit(
         body,
-        in_shardings=(lanes, lanes, jax.NamedSharding(mesh, everywhere)),
-        out_shardings=lanes,
+        in_shardings=(state, lanes, frozen, NamedSharding(mesh, everywhere)),
+        out_shardings=(state, lanes),
         donate_argnums=0,
     )
 
@@ -197,11 +270,15 @@ def _while_good(body):
     return guarded
 
 
-def make_reset(config: StepConfig, mesh: jax.sharding.Mesh):
-    """Builds `reset(state, sft_params, lanes) -> state`: lanes where the mask is true start afresh."""
+def make_reset(
+    config: StepConfig, mesh: Mesh, state: LaneState, params: Any
+) -> Callable[[LaneState, Any, Bool[Any, " lanes"]], LaneState]:
+    """Builds `reset(state, sft_params, lanes) -> state`: lanes where the mask is true start afresh.
+
+    `state` and `params` are trees of `NamedSharding`, as in `make_advance`; the weights have no lane axis.
+    """
     optimizer = make_optimizer(config.optimizer)
-    lanes = jax.NamedSharding(mesh, jax.P("lane"))
-    everywhere = jax.NamedSharding(mesh, jax.P())
+    lanes = NamedSharding(mesh, jax.P("lane"))
 
     def reset(state: LaneState, params: Any, fresh: Array) -> LaneState:
         def choose(old, new):
@@ -211,4 +288,4 @@ def make_reset(config: StepConfig, mesh: jax.sharding.Mesh):
         params, moments = jax.tree.map(choose, (state.params, state.moments), start)
         return LaneState(params, moments, jnp.where(fresh, 0, state.step), state.diverged & ~fresh)
 
-    return jax.jit(reset, in_shardings=(lanes, everywhere, lanes), out_shardings=lanes, donate_argnums=0)
+    return jax.jit(reset, in_shardings=(state, params, lanes), out_shardings=state, donate_argnums=0)

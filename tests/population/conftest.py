@@ -1,6 +1,7 @@
 """A tiny policy, real preference pairs of its own tokens, and programs compiled once for all tests."""
 
 import functools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -54,17 +55,17 @@ def programs_of(setting, one_device):
     """`programs_of(implementation)` for four lanes, each built once."""
 
     def build(implementation):
-        config = StepConfig(CONFIG.batch, CONFIG.chunk, CONFIG.block, implementation, OPTIMIZER)
-        return make_programs(setting.graph, config, lanes=4, tokens=TOKENS, mesh=one_device)
+        config = replace(CONFIG, implementation=implementation)
+        return make_programs(setting.graph, setting.params, config, lanes=4, tokens=TOKENS, mesh=one_device)
 
     built = {implementation: build(implementation) for implementation in ("map", "vmap")}
     return lambda implementation="map": built[implementation]
 
 
 @pytest.fixture(scope="session")
-def data(setting, programs_of):
-    """The pairs on the device, as the engine has them."""
-    return make_engine(programs_of(), setting.params, setting.pairs).data
+def engine(setting, programs_of):
+    """The weights and the pairs on the device."""
+    return make_engine(programs_of(), setting.params, setting.pairs)
 
 
 @pytest.fixture(scope="session")

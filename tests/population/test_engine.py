@@ -127,15 +127,16 @@ def test_a_diverging_lane_is_marked_and_reaches_no_other(implementation, bad, ru
 
 
 @pytest.mark.parametrize("implementation", ["map", "vmap"])
-def test_a_diverged_lane_keeps_its_last_good_weights(implementation, setting, programs_of, data, job, same):
+def test_a_diverged_lane_keeps_its_last_good_weights(implementation, setting, programs_of, engine, job, same):
     from discojax.population.lanes import stack_jobs
 
     programs = programs_of(implementation)
     settings = stack_jobs([job(NAN_AT_HALF, steps=6)] + [job(steps=6)] * 3)
-    state, metrics = programs.advance(programs.fresh(setting.params), settings, data)  # a chunk: 3 steps
+    state = programs.fresh(setting.params)
+    state, metrics = programs.advance(state, settings, engine.frozen, engine.data)  # a chunk: 3 steps
     good = jax.tree.map(np.array, state)
     assert metrics.steps[0] == 3 and not good.diverged.any()
-    state, metrics = programs.advance(state, settings, data)
+    state, metrics = programs.advance(state, settings, engine.frozen, engine.data)
     assert np.asarray(state.diverged).tolist() == [True, False, False, False]
     assert metrics.steps[0] == 0 and metrics.steps[1] == 3
     lane = [jax.tree.map(lambda x: np.asarray(x)[0], (tree.params, tree.moments)) for tree in (state, good)]

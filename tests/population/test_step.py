@@ -110,10 +110,12 @@ def test_a_batch_coupled_loss_sees_the_whole_batch(plain, noisy_pairs, job, run,
 
 
 @pytest.mark.parametrize("implementation", ["map", "vmap"])
-def test_at_step_zero_policy_and_reference_agree(implementation, setting, programs_of, data, job):
+def test_at_step_zero_policy_and_reference_agree(implementation, setting, programs_of, engine, job):
     programs = programs_of(implementation)
     jobs = [job("dpo", seed=seed, beta=0.5, learning_rate=0.0, steps=2) for seed in range(4)]
-    state, metrics = programs.advance(programs.fresh(setting.params), stack_jobs(jobs), data)
+    state, metrics = programs.advance(
+        programs.fresh(setting.params), stack_jobs(jobs), engine.frozen, engine.data
+    )
     np.testing.assert_array_equal(metrics.steps, 2)
     np.testing.assert_allclose(metrics.loss / 2, np.log(2), atol=1e-5)
     np.testing.assert_allclose(metrics.margin, 0.0, atol=1e-5)
@@ -122,18 +124,20 @@ def test_at_step_zero_policy_and_reference_agree(implementation, setting, progra
 
 
 @pytest.mark.parametrize("implementation", ["map", "vmap"])
-def test_idle_lanes_do_not_change(implementation, setting, programs_of, data, same):
+def test_idle_lanes_do_not_change(implementation, setting, programs_of, engine, same):
     programs = programs_of(implementation)
     fresh = jax.tree.map(np.array, programs.fresh(setting.params))
-    state, metrics = programs.advance(programs.fresh(setting.params), idle_settings(4), data)
+    state, metrics = programs.advance(
+        programs.fresh(setting.params), idle_settings(4), engine.frozen, engine.data
+    )
     assert same(state, fresh)
     assert same(metrics, StepMetrics(*[np.zeros(4)] * 5))
 
 
-def test_reset_frees_the_lanes_it_is_told_and_no_other(setting, programs_of, data, job, same):
+def test_reset_frees_the_lanes_it_is_told_and_no_other(setting, programs_of, engine, job, same):
     programs = programs_of()
     settings = stack_jobs([job(seed=seed, steps=9) for seed in range(4)])
-    state, _ = programs.advance(programs.fresh(setting.params), settings, data)
+    state, _ = programs.advance(programs.fresh(setting.params), settings, engine.frozen, engine.data)
     before = jax.tree.map(np.array, state)
     after = programs.reset(state, setting.params, np.array([False, True, False, True]))
     fresh = programs.fresh(setting.params)

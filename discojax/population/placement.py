@@ -1,0 +1,88 @@
+"""Where everything lies: one table that divides parameters, optimisers and batches over the mesh.
+
+| what | `lane` | `data` | `model` |
+|---|---|---|---|
+| weights and moments of lanes | leading axis | copies | matrices, by `RULES` |
+| frozen weights | copies | copies | matrices, by `RULES` |
+| settings, steps, metrics | leading axis | copies | copies |
+| pairs | copies | copies; each device reads the rows of its share of a batch | copies |
+| activations | its own lanes | its own rows | rows (`policies.sharding.batch_over_model`) |
+
+Moments have their parameter's name and shape, so one rule places both.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+__all__ = ["RULES", "constrain", "lane_shardings", "parameter_spec", "shardings", "whole"]
+
+RULES: tuple[tuple[str, bool], ...] = (
+    (r"lora", False),  # adapters are small, and read by every row of the batch
+    (r"", True),
+)
+"""Which parameters `model` divides: the first pattern found in a parameter's path decides."""
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], model: int) -> jax.P:
+    """How one policy's parameter is divided over `model` devices (FSDP).
+
+    A matrix is divided along the longer of its last two dimensions among those that `model`
+    divides; leading dimensions (stacked layers) are looped over and stay whole. Vectors, adapters
+    and what nothing divides are copied.
+
+    Args:
+      path: names from the policy down, joined by `/`.
+      shape: without a lane axis.
+      model: size of the mesh axis.
+    """
+    divided = next(rule for pattern, rule in RULES if re.search(pattern, path))
+    if model == 1 or len(shape) < 2 or not divided:
+        return jax.P()
+    dimensions = [d for d in range(len(shape) - 2, len(shape)) if shape[d] % model == 0]
+    if not dimensions:
+        return jax.P()
+    longest = max(dimensions, key=lambda d: shape[d])
+    return jax.P(*("model" if d == longest else None for d in range(len(shape))))
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """A `NamedSharding` for every leaf of a policy's weights (no lane axis), shared by all lanes."""
+    return _place(mesh, tree, lambda path, shape: parameter_spec(path, shape, mesh.shape["model"]))
+
+
+def lane_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The same for a tree with a leading lane axis: weights, moments, counters."""
+
+    def spec(path: str, shape: tuple[int, ...]) -> jax.P:
+        return jax.P("lane", *parameter_spec(path, shape[1:], mesh.shape["model"]))
+
+    return _place(mesh, tree, spec)
+
+
+def _place(mesh: Mesh, tree: Any, spec: Any) -> Any:
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def constrain(tree: Any, mesh: Mesh) -> Any:
+    """Holds one lane's weights or gradient, inside the step, to where the table puts them."""
+    if mesh.shape["model"] == 1:
+        return tree
+    return jax.tree.map(
+        lambda x, sharding: jax.lax.with_sharding_constraint(x, sharding.spec), tree, shardings(mesh, tree)
+    )
+
+
+def whole(x: Array, mesh: Mesh) -> Array:
+    """Holds a small array, inside the step, as a copy on every device of `model`."""
+    if mesh.shape["model"] == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P())
