@@ -120,22 +120,29 @@ class Population:
 class Search:
     """The outer loop.
 
-    The `library` losses and then `candidates` accepted ones, proposed in `generations`, are trained at
-    each of `betas` in the first rung. A rung is (seeds, steps, keep): only the best `keep` of the rung
-    before enter it, on fresh seeds; in the first all do.
+    The `library` losses, and then `candidates` accepted ones proposed in `generations`, are trained at
+    each of `betas`. The library and every generation are brackets of their own. A rung is (seeds, steps,
+    keep): in the first all of a bracket are trained, and the best `keep` of it enter each later one, on
+    fresh seeds. The best of all brackets go through `elites`, a rung more on fresh seeds and prompts,
+    before any is believed. A generation is proposed while the `lag` generations before it train, from
+    what is known of the others. `controls` are searched besides, each at the same budget: do evolution
+    and a model's memory of what was measured help?
     """
 
     proposer: Literal[
         "evolution", "random_mutation", "gemini", "gemini-legacy", "openai", "replay", "file"
     ] = "evolution"
     candidates: Natural = 16
-    generations: Count = 2
+    generations: Count = 4
     betas: tuple[Positive, ...] = (0.1, 0.5)
     library: tuple[str, ...] = (
         "dpo", "ipo", "slic", "discopop", "exp", "robust", "kto_pair", "simpo",
         "apo_zero", "cell", "dbaql", "aqfl",
     )  # fmt: skip
-    rungs: tuple[tuple[Count, Count, Count], ...] = ((1, 20, 64), (2, 40, 6))
+    rungs: tuple[tuple[Count, Count, Count], ...] = ((1, 20, 64), (1, 40, 2))
+    elites: tuple[Count, Count, Count] = (2, 40, 4)
+    lag: Natural = 1
+    controls: tuple[Literal["random_mutation", "best_of_n", "tuned_baselines"], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.betas or not self.rungs:
