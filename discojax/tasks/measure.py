@@ -15,6 +15,8 @@ from discojax.data.pairs import Pairs
 from discojax.policies.divergence import Divergence, completion_divergence
 from discojax.policies.logprobs import completion_logps
 from discojax.policies.sampling import Samples, sample
+from discojax.population.mesh import manual_axes
+from discojax.population.step import cast
 from discojax.tasks.types import Prompts, Reward, SamplingConfig, read
 
 __all__ = ["Margins", "Measurement", "Sampler", "make_margins", "make_measure", "make_sampler"]
@@ -45,13 +47,21 @@ class Measurement(NamedTuple):
         return {name.replace("completions", "completion"): x for name, x in kept.items()}
 
 
-Sampler = Callable[[Any, Any, Any, Prompts, Any], tuple[Samples, Divergence]]
+Sampler = Callable[[Any, Any, Any, Any, Prompts, Any], tuple[Samples, Divergence]]
 
 
 def make_sampler(
-    graph: nnx.GraphDef, config: SamplingConfig, *, mesh: jax.sharding.Mesh, implementation: str
+    graph: nnx.GraphDef,
+    config: SamplingConfig,
+    *,
+    mesh: jax.sharding.Mesh,
+    implementation: str,
+    dtype: str = "float32",
 ) -> Sampler:
-    """Builds `(params, chosen, seeds, prompts, reference) -> samples, divergences`, jitted.
+    """Builds `(params, frozen, chosen, seeds, prompts, reference) -> samples, divergences`, jitted.
+
+    A lane's policy is `nnx.merge(graph, params, frozen)`, with `params` its own and `frozen` shared;
+    the reference is of the same frozen weights. Policies compute in `dtype`.
 
     Results are `[lanes, prompts, ...]`. Only lanes where `chosen` is true are worked on; the
     others' values mean nothing. A lane's randomness comes from its seed alone, so lanes of one seed
@@ -59,8 +69,8 @@ def make_sampler(
     """
     tokens = config.tokens
 
-    def measure_lane(params, seed, prompts, reference):
-        policy = nnx.merge(graph, params)
+    def measure_lane(params, frozen, seed, prompts, reference):
+        policy = nnx.merge(graph, cast(params, dtype), frozen)
         samples = sample(
             policy,
             prompts.ids,
@@ -73,7 +83,7 @@ def make_sampler(
         )
         divergence = completion_divergence(
             policy,
-            nnx.merge(graph, reference),
+            nnx.merge(graph, cast(reference, dtype), frozen),
             samples.ids,
             prompts.lengths,
             samples.completion_lengths,
@@ -87,73 +97,84 @@ def make_sampler(
         empty = Samples(jnp.zeros((batch, width + tokens), jnp.int32), jnp.zeros(batch, jnp.int32))
         return empty, Divergence(zeros, zeros)
 
-    def mapped(params, chosen, seeds, prompts, reference):
+    def mapped(params, frozen, chosen, seeds, prompts, reference):
         def lane(arguments):
             params, chosen, seed = arguments
             return jax.lax.cond(
-                chosen, lambda: measure_lane(params, seed, prompts, reference), lambda: skip_lane(prompts)
+                chosen,
+                lambda: measure_lane(params, frozen, seed, prompts, reference),
+                lambda: skip_lane(prompts),
             )
 
         return jax.lax.map(lane, (params, chosen, seeds))
 
-    def vmapped(params, chosen, seeds, prompts, reference):
+    def vmapped(params, frozen, chosen, seeds, prompts, reference):
         del chosen  # all lanes at once: leaving some out would save nothing
-        return jax.vmap(measure_lane, in_axes=(0, 0, None, None))(params, seeds, prompts, reference)
+        every = jax.vmap(measure_lane, in_axes=(0, None, 0, None, None))
+        return every(params, frozen, seeds, prompts, reference)
 
     lane, everywhere = jax.P("lane"), jax.P()
     # Each device samples for its own lanes, and stops when they have ended: no device asks another.
     body = jax.shard_map(
         mapped if implementation == "map" else vmapped,
         mesh=mesh,
-        in_specs=(lane, lane, lane, everywhere, everywhere),
+        in_specs=(lane, everywhere, lane, lane, everywhere, everywhere),
         out_specs=lane,
+        axis_names=manual_axes(mesh),
         check_vma=False,
     )
     return jax.jit(body, out_shardings=jax.NamedSharding(mesh, lane))
 
 
-Margins = Callable[[Any, Any, Pairs], Float[Any, "lanes pairs"]]
+Margins = Callable[[Any, Any, Any, Pairs], Float[Any, "lanes pairs"]]
 
 _PAIRS = 32  # whose activations are held at a time
 
 
 def make_margins(
-    graph: nnx.GraphDef, *, tokens: int, mesh: jax.sharding.Mesh, implementation: str
+    graph: nnx.GraphDef, *, tokens: int, mesh: jax.sharding.Mesh, implementation: str, dtype: str = "float32"
 ) -> Margins:
-    """Builds `(params, chosen, pairs) -> margins`, jitted: the log-ratio margins `[lanes, pairs]`.
+    """Builds `(params, frozen, chosen, pairs) -> margins`, jitted: the log-ratio margins `[lanes, pairs]`.
 
     The margin is (policy - reference) of the chosen minus that of the rejected completion, in nats,
     as in training: a policy that is its reference has 0 everywhere. Only lanes where `chosen` is
     true are worked on; the others' values mean nothing.
     """
 
-    def logps(params, ids, prompts, lengths):
-        one = (ids[None], prompts[None], lengths[None])
-        return completion_logps(nnx.merge(graph, params), *one, tokens=tokens)[0]
+    def of_lane(params, frozen, pairs):
+        policy = nnx.merge(graph, cast(params, dtype), frozen)
 
-    def of_lane(params, pairs):
+        def logps(ids, prompts, lengths):
+            one = (ids[None], prompts[None], lengths[None])
+            return completion_logps(policy, *one, tokens=tokens)[0]
+
         def of_pair(pair):
-            chosen = logps(params, pair.chosen_ids, pair.prompt_length, pair.chosen_length)
-            rejected = logps(params, pair.rejected_ids, pair.prompt_length, pair.rejected_length)
+            chosen = logps(pair.chosen_ids, pair.prompt_length, pair.chosen_length)
+            rejected = logps(pair.rejected_ids, pair.prompt_length, pair.rejected_length)
             return (chosen - pair.reference_chosen) - (rejected - pair.reference_rejected)
 
         return jax.lax.map(of_pair, pairs, batch_size=min(_PAIRS, len(pairs.prompt_length)))
 
-    def lanes(params, chosen, pairs):
+    def lanes(params, frozen, chosen, pairs):
         if implementation != "map":
-            return jax.vmap(of_lane, in_axes=(0, None))(params, pairs)
+            return jax.vmap(of_lane, in_axes=(0, None, None))(params, frozen, pairs)
 
         def lane(arguments):
             params, chosen = arguments
             nothing = jnp.zeros(len(pairs.prompt_length), jnp.float32)
-            return jax.lax.cond(chosen, lambda: of_lane(params, pairs), lambda: nothing)
+            return jax.lax.cond(chosen, lambda: of_lane(params, frozen, pairs), lambda: nothing)
 
         return jax.lax.map(lane, (params, chosen))
 
-    axis = jax.P("lane")
+    axis, everywhere = jax.P("lane"), jax.P()
     body = jax.shard_map(
-        lanes, mesh=mesh, in_specs=(axis, axis, jax.P()), out_specs=axis, check_vma=False
-    )  # fmt: skip
+        lanes,
+        mesh=mesh,
+        in_specs=(axis, everywhere, axis, everywhere),
+        out_specs=axis,
+        axis_names=manual_axes(mesh),
+        check_vma=False,
+    )
     return jax.jit(body, out_shardings=jax.NamedSharding(mesh, axis))
 
 
@@ -164,6 +185,7 @@ def make_measure(
     *,
     decode: Callable[[Sequence[Sequence[int]]], list[str]],
     reward: Reward,
+    frozen: Any = None,
     margins: Margins | None = None,
     held_out: Pairs | None = None,
 ) -> Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], list[Measurement]]:
@@ -172,20 +194,23 @@ def make_measure(
     Args:
       sampler: see `make_sampler`.
       prompts: what to complete.
-      reference: SFT weights, from which KL is measured.
+      reference: SFT weights, those that train, from which KL is measured.
       decode: token ids to texts, special tokens left out.
       reward: of prompts and completions.
+      frozen: the weights that all lanes share, in the dtype that policies compute in; None where
+        all train.
       margins: see `make_margins`; without it, or without pairs, no margin is measured.
       held_out: pairs, with reference log-probabilities, that no policy was trained on.
     """
+    frozen = nnx.State({}) if frozen is None else frozen
 
     def measure(params: Any, chosen: Any, seeds: Any) -> list[Measurement]:
         samples, divergence = jax.tree.map(
-            np.asarray, sampler(params, np.asarray(chosen), np.asarray(seeds), prompts, reference)
+            np.asarray, sampler(params, frozen, np.asarray(chosen), np.asarray(seeds), prompts, reference)
         )
         margin = None
         if margins is not None and held_out is not None:
-            margin = np.asarray(margins(params, np.asarray(chosen), held_out))
+            margin = np.asarray(margins(params, frozen, np.asarray(chosen), held_out))
         results = []
         for lane in np.flatnonzero(chosen):
             ids, lengths = samples.ids[lane], samples.completion_lengths[lane]

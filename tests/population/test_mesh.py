@@ -42,7 +42,7 @@ for kind in ("map", "vmap"):
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state))
     assert all(leaf.addressable_shards[0].data.shape[0] == 1 for leaf in jax.tree.leaves(state))
     sampler = make_sampler(graph, SamplingConfig(4, 2), mesh=mesh, implementation=kind)
-    sampled = sampler.lower(state.params, np.ones(8, bool), np.arange(8), prompts, params)
+    sampled = sampler.lower(state.params, engine.frozen, np.ones(8, bool), np.arange(8), prompts, params)
     # What is looked at is what is run.
     programs = dataclasses.replace(
         programs,
