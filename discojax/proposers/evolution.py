@@ -11,13 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from discojax import objectives
 from discojax.candidates import CandidateError, GraphError, Node, from_graph, parse, to_source
 from discojax.candidates.graph import operations
 from discojax.errors import UserError, nearest
-from discojax.proposers import grammar, screening, selection, variation
+from discojax.proposers import grammar, selection, variation
+from discojax.proposers.novelty import TOLERANCE, Known
 from discojax.proposers.selection import Member
 from discojax.proposers.types import Proposal, Scored
 from discojax.proposers.variation import Change
@@ -84,7 +83,7 @@ class Evolution:
     operators: Mapping[str, float] = field(default_factory=lambda: OPERATORS, hash=False)
     tournament: int = 4
     explore: float = 0.25
-    novelty: float = 0.02
+    novelty: float = TOLERANCE
 
     def __post_init__(self) -> None:
         for name in self.operators:
@@ -121,7 +120,9 @@ class Evolution:
         """
         rng = random.Random(f"{seed} {len(history)}")
         seeds = selection.library(self._names)
-        known = _Known(history, (*seeds, *selection.library(tuple(objectives.names()))), self.novelty)
+        known = Known((*seeds, *selection.library(tuple(objectives.names()))), self.novelty)
+        for past in history:
+            known.add(past.name, selection.read(past.source))
         if self.selection:
             pool = selection.members(history, seeds)
             weights = selection.operator_weights(history, self.operators)
@@ -149,7 +150,7 @@ class Evolution:
         return proposals
 
     def _draw(
-        self, operator: str, parent: Callable[[], Member], known: _Known, rng: random.Random
+        self, operator: str, parent: Callable[[], Member], known: Known, rng: random.Random
     ) -> Proposal | None:
         """One throw of the dice: a proposal that is new and looks trainable, or None."""
         parents = [parent() for _ in range(0 if operator == "fresh" else 2 if operator in _IN_PAIRS else 1)]
@@ -194,45 +195,3 @@ def _stem(name: str) -> str:
     if len(words) > _LONGEST_STEM:
         words = words[:_LONGEST_STEM].rpartition("_")[0] or words[:_LONGEST_STEM]
     return words.strip("_") or "loss"
-
-
-class _Known:
-    """Programs, behaviours and names that are taken; grows while one call of `propose` draws."""
-
-    def __init__(self, history: Sequence[Scored], members: Sequence[Member], novelty: float):
-        self.novelty = novelty
-        self.names = {past.name for past in history} | {member.name for member in members}
-        self.graphs: set[Node] = set()
-        self.behaviours = np.empty((64, screening.SLOPES), np.float32)  # grown by doubling
-        self.count = 0
-        taken = [*(member.graph for member in members), *(selection.read(past.source) for past in history)]
-        for graph in taken:
-            if graph is not None and graph not in self.graphs:
-                self._note(graph)
-
-    def _note(self, graph: Node) -> None:
-        self.graphs.add(graph)
-        behaviour = screening.behaviour(graph)
-        if behaviour is not None:
-            if self.count == len(self.behaviours):
-                self.behaviours = np.concatenate([self.behaviours, np.empty_like(self.behaviours)])
-            self.behaviours[self.count] = behaviour
-            self.count += 1
-
-    def is_new(self, graph: Node) -> bool:
-        """Whether it would train, and as nothing known does."""
-        if graph in self.graphs:
-            return False
-        behaviour = screening.behaviour(graph)
-        if behaviour is None:
-            return False
-        return not screening.same(behaviour, self.behaviours[: self.count], self.novelty)
-
-    def name(self, base: str, graph: Node) -> str:
-        """`base` and as many digits of the program's hash as make it the only one."""
-        digest = graph.digest.hex()
-        return next(name for n in range(4, 65) if (name := f"{base}_{digest[:n]}") not in self.names)
-
-    def add(self, name: str, graph: Node) -> None:
-        self.names.add(name)
-        self._note(graph)

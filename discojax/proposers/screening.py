@@ -20,7 +20,7 @@ from discojax.candidates import GraphError, Node, lower
 from discojax.objectives.machine import Code, encode, evaluate
 from discojax.objectives.types import LogProbs
 
-__all__ = ["SLOPES", "Behaviour", "behaviour", "same"]
+__all__ = ["SLOPES", "Behaviour", "behaviour", "gaps"]
 
 Behaviour = Float[np.ndarray, " slopes"]
 
@@ -95,6 +95,6 @@ def behaviour(graph: Node) -> Behaviour | None:
     return np.arcsinh(slopes / sizes.mean()).astype(np.float32).ravel()
 
 
-def same(one: Behaviour, others: Float[np.ndarray, "losses slopes"], tolerance: float) -> bool:
-    """Whether some other loss has every slope within `tolerance`, relative to the mean slope."""
-    return bool((np.abs(others - one).max(axis=1) < tolerance).any())
+def gaps(one: Behaviour, others: Float[np.ndarray, "losses slopes"]) -> Float[np.ndarray, " losses"]:
+    """How far the slopes of each other loss lie from this one's at most, in units of the mean slope."""
+    return np.abs(others - one).max(axis=1)
