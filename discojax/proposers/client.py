@@ -18,13 +18,14 @@ from discojax.errors import UserError
 __all__ = ["Client", "ClientError", "Finish", "Kind", "Reply", "Request", "Turn", "request_hash"]
 
 Finish = Literal["stop", "length", "safety", "recitation", "empty", "other"]
-"""Why a text ends: of its own accord, at the token limit, withheld as unsafe or as a recitation,
-nothing in it (thinking took all the tokens, or no part came), or for a reason not known here."""
+"""Why a text ends: of its own accord; at the token limit, which thinking may have reached before a
+word was written; withheld as unsafe, or as a recitation; nothing in it though it ended of its own
+accord; for a reason not known here."""
 
-Kind = Literal["transient", "rate_limited", "quota", "fatal", "stopped"]
+Kind = Literal["transient", "rate_limited", "refused", "quota", "fatal", "stopped"]
 """What a failure means: the same request may succeed later (`transient`), or after a pause
-(`rate_limited`), or not today (`quota`); never (`fatal`); or so many failed in a row that no more
-is sent (`stopped`)."""
+(`rate_limited`); it never will, though another might (`refused`); none will today (`quota`), or ever
+(`fatal`: key, model or address is wrong); so many failed in a row that no more is sent (`stopped`)."""
 
 
 class Turn(NamedTuple):
@@ -126,6 +127,11 @@ class ClientError(UserError):
         self.retry_after = retry_after
         self.status = status
         super().__init__(message)
+
+    @property
+    def final(self) -> bool:
+        """Whether no further request has a chance: the run should save its state and stop."""
+        return self.kind in ("quota", "fatal", "stopped")
 
 
 class Client(Protocol):

@@ -56,6 +56,8 @@ class State:
       exchanges: every request, in the order of arrival.
       key: the only key that is accepted; any, or none, if None.
       no_usage: leaves tokens out of the replies.
+      thoughts: Gemini's replies have a part with a thought before the answer.
+      log: a file for one line of JSON a request.
     """
 
     script: list[str] = field(default_factory=list)
@@ -65,6 +67,7 @@ class State:
     exchanges: list[Exchange] = field(default_factory=list)
     key: str | None = None
     no_usage: bool = False
+    thoughts: bool = False
     log: str | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -433,8 +436,8 @@ class _Google:
             elif fault in ("thinking_only", "safety", "recitation"):
                 candidate["content"] = {"role": "model"}
             else:
-                thought = {"text": "Let me think: def loss(x): return x", "thought": True}
-                candidate["content"] = {"role": "model", "parts": [thought, {"text": text}]}
+                parts = [{"text": "Let me think: def loss(x): return x", "thought": True}, {"text": text}]
+                candidate["content"] = {"role": "model", "parts": parts[not state.thoughts :]}
             candidates.append(candidate)
         answer: dict[str, Any] = {"candidates": candidates, "modelVersion": f"{model}-001"}
         if fault == "no_candidates":

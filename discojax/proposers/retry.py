@@ -1,0 +1,174 @@
+"""Patience with a server, in one place: no SDK retries by itself.
+
+Exponential backoff with full jitter, never sooner than the server asks, never for what cannot
+succeed; and an end to it, when request after request has failed.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from discojax.proposers.client import Client, ClientError, Reply, Request
+
+__all__ = ["Patience", "Retrying", "within"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often and how long to wait.
+
+    Attributes:
+      attempts: the most times one request is sent.
+      first: seconds up to which the first pause is drawn; each further one up to twice as long.
+      longest: seconds at most to which that grows.
+      obeyed: the longest pause, in seconds, that is made because the server asks for it; where it
+        asks for more, the request is given up.
+      give_up_after: requests that fail one after another before no more is sent.
+    """
+
+    attempts: int = 6
+    first: float = 1.0
+    longest: float = 60.0
+    obeyed: float = 300.0
+    give_up_after: int = 5
+
+    def pause(self, attempt: int, retry_after: float | None, rng: random.Random) -> float:
+        """Seconds to wait after attempt number `attempt`, counted from 0."""
+        drawn = rng.uniform(0.0, min(self.longest, self.first * 2.0 ** min(attempt, 60)))
+        # What the server asks for is the least; jitter on top, so that lanes do not come back at once.
+        return drawn if retry_after is None else retry_after + min(drawn, self.first)
+
+
+class Retrying:
+    """A client that tries again. Safe to use from several threads.
+
+    Args:
+      client: the one that makes single attempts.
+      patience: how often and how long.
+      sleep: waits for that many seconds.
+      rng: of the jitter; it decides when something is sent, never what.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        patience: Patience = Patience(),
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        rng: random.Random | None = None,
+    ):
+        self.client = client
+        self.patience = patience
+        self._sleep = sleep
+        self._rng = rng or random.Random()
+        self._failures = 0
+        self._last = ""
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The client's."""
+        return self.client.name
+
+    @property
+    def model(self) -> str:
+        """The client's."""
+        return self.client.model
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The client's."""
+        return self.client.options
+
+    def generate(self, request: Request) -> Reply:
+        """The answer to a request, sent again while that may help.
+
+        Raises:
+          ClientError: if none came; of kind "stopped", once too many requests in a row have failed.
+        """
+        if self._failures >= self.patience.give_up_after:
+            raise self._stopped()
+        try:
+            reply = self._attempts(lambda: self.client.generate(request), self.patience.attempts)
+        except ClientError as error:
+            failure = self._counted(error)
+        else:
+            with self._lock:
+                self._failures = 0
+            return reply
+        raise failure
+
+    def probe(self) -> None:
+        """The client's probe; what may pass is tried up to three times.
+
+        Raises:
+          ClientError: if key, model or address is wrong.
+        """
+        self._attempts(self.client.probe, min(3, self.patience.attempts))
+
+    def _attempts(self, call: Callable[[], T], attempts: int) -> T:
+        for attempt in range(attempts):
+            try:
+                return call()
+            except ClientError as error:
+                asked = error.retry_after or 0.0
+                again = error.kind in ("transient", "rate_limited") and asked <= self.patience.obeyed
+                if not again or attempt + 1 >= attempts:
+                    raise
+                with self._lock:
+                    pause = self.patience.pause(attempt, error.retry_after, self._rng)
+            self._sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _counted(self, error: ClientError) -> ClientError:
+        if error.final:
+            return error
+        with self._lock:
+            self._failures += 1
+            self._last = str(error).rstrip(".")
+            failures = self._failures
+        return self._stopped() if failures >= self.patience.give_up_after else error
+
+    def _stopped(self) -> ClientError:
+        return ClientError(
+            f"{self.patience.give_up_after} requests to {self.name} ({self.model}) failed one after another, "
+            f"the last because: {self._last}. What was found is saved; `discover --resume` with the "
+            "run's folder goes on once the server answers again.",
+            "stopped",
+        )
+
+
+def within(seconds: float, call: Callable[[], T], too_late: Callable[[], ClientError]) -> T:
+    """The result of `call`, if it comes within `seconds` of wall-clock time.
+
+    An SDK's timeout is that of one read: a server that sends a byte now and then, or a name server
+    that does not answer, would hold it for ever. The call is left behind in its thread.
+
+    Raises:
+      ClientError: that of `too_late`.
+    """
+    outcome: list[tuple[bool, Any]] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.append((True, call()))
+        except BaseException as error:  # handed to the caller below
+            outcome.append((False, error))
+        finally:
+            done.set()
+
+    threading.Thread(target=run, daemon=True, name="discojax-request").start()
+    if not done.wait(seconds):
+        raise too_late()
+    good, value = outcome[0]
+    if good:
+        return value
+    raise value
