@@ -21,10 +21,11 @@ from discojax.proposers.sdk import SdkClient, load
 __all__ = ["GeminiLegacy"]
 
 _ADDRESS = "https://generativelanguage.googleapis.com"
+_SOON = {"timeout": 20.0, "retry": None}  # seconds
 
 
 class GeminiLegacy(SdkClient):
-    """One Gemini model by way of the old SDK. Its requests are sent one at a time.
+    """One Gemini model by way of the old SDK.
 
     Args:
       model: such as `gemini-flash-latest`.
@@ -63,12 +64,16 @@ class GeminiLegacy(SdkClient):
         self._errors = load("google.api_core.exceptions", "gemini-legacy")
         self._requests = load("requests", "gemini-legacy")
 
-    def _configure(self) -> None:
-        self._genai.configure(
-            api_key=self._key(),
-            transport="rest",  # by default it speaks gRPC, which proxies and other servers do not
-            client_options={"api_endpoint": self.base_url},
-        )
+    def _client(self, kind: str) -> Any:
+        """The SDK's client for "generative" or "model" requests, with the key as it is now."""
+        with self._configured:
+            self._genai.configure(
+                api_key=self._key(),
+                transport="rest",  # by default it speaks gRPC, which proxies and other servers do not
+                client_options={"api_endpoint": self.base_url},
+            )
+            made = load("google.generativeai.client", "gemini-legacy")
+            return getattr(made, f"get_default_{kind}_client")()
 
     def _used(self, request: Request) -> set[str]:
         return used_features(request) & set(self.features)
@@ -84,27 +89,22 @@ class GeminiLegacy(SdkClient):
             if ways["schema"] == "openapi":
                 config["response_schema"] = openapi(request.schema)
         system = request.system if ways["system"] == "system" and request.system else None
-        with self._configured:
-            self._configure()
-            model = self._genai.GenerativeModel(self.model, system_instruction=system)
-            response = model.generate_content(
-                contents(request, ways),
-                generation_config={name: value for name, value in config.items() if value is not None},
-                request_options={"timeout": request.timeout, "retry": None},  # seconds
-            )
+        model = self._genai.GenerativeModel(self.model, system_instruction=system)
+        model._client = self._client("generative")  # else the process's last one, of whatever key
+        response = model.generate_content(
+            contents(request, ways),
+            generation_config={name: value for name, value in config.items() if value is not None},
+            request_options={"timeout": request.timeout, "retry": None},  # seconds
+        )
         message = response._result
         return read_reply(json.loads(type(message).to_json(message, use_integers_for_enums=False)), request)
 
     def _look_up(self) -> None:
-        with self._configured:
-            self._configure()
-            self._genai.get_model(f"models/{self.model}", request_options={"timeout": 20.0, "retry": None})
+        self._genai.get_model(f"models/{self.model}", client=self._client("model"), request_options=_SOON)
 
     def _models(self) -> list[str]:
-        with self._configured:
-            self._configure()
-            listed = self._genai.list_models(page_size=1000, request_options={"timeout": 20.0, "retry": None})
-            return [str(model.name).removeprefix("models/") for model in listed]
+        listed = self._genai.list_models(page_size=1000, client=self._client("model"), request_options=_SOON)
+        return [str(model.name).removeprefix("models/") for model in listed]
 
     def _explain(self, error: Exception, seconds: float) -> ClientError | None:
         if isinstance(error, self._errors.GoogleAPICallError) and error.response is not None:

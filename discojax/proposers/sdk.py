@@ -213,7 +213,7 @@ def _merged(replies: Sequence[Reply]) -> Reply:
 
 
 def _tidied(reply: Reply) -> Reply:
-    """The reply without what no archive should hold: a server may write the request's headers, or for ever."""
+    """The reply without what no archive should hold: the headers of the request, text without end."""
     raw = reply.raw
     if len(raw) > _LONGEST_RAW:
         raw = json.dumps({"cut": len(raw), "start": raw[:_LONGEST_TEXT]})
