@@ -17,8 +17,14 @@ import lazy_loader
 if TYPE_CHECKING:
     from discojax.policies.decoder import Decoder, DecoderConfig, KeyValueCache
     from discojax.policies.divergence import Divergence, completion_divergence
-    from discojax.policies.logprobs import completion_hidden, completion_logps, completion_mask, token_logps
-    from discojax.policies.sampling import Samples, choose, sample
+    from discojax.policies.logprobs import (
+        completion_hidden,
+        completion_logps,
+        completion_mask,
+        soft_cap,
+        token_logps,
+    )
+    from discojax.policies.sampling import Samples, choose, length_buckets, likeliest, sample, sample_buckets
     from discojax.policies.sft import SftConfig
 
 __all__ = [
@@ -33,7 +39,11 @@ __all__ = [
     "completion_hidden",
     "completion_logps",
     "completion_mask",
+    "length_buckets",
+    "likeliest",
     "sample",
+    "sample_buckets",
+    "soft_cap",
     "token_logps",
 ]
 
@@ -42,8 +52,8 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "decoder": ["Decoder", "DecoderConfig", "KeyValueCache"],
         "divergence": ["Divergence", "completion_divergence"],
-        "sampling": ["Samples", "choose", "sample"],
+        "sampling": ["Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"],
         "sft": ["SftConfig"],
-        "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "token_logps"],
+        "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "soft_cap", "token_logps"],
     },
 )

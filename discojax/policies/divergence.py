@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from discojax.policies.decoder import Decoder
-from discojax.policies.logprobs import completion_hidden, completion_mask
+from discojax.policies.logprobs import completion_hidden, completion_mask, soft_cap
 
 __all__ = ["Divergence", "completion_divergence"]
 
@@ -51,11 +51,12 @@ def completion_divergence(
     def blocks(hidden: Array) -> Array:
         return jnp.pad(hidden.reshape(rows, width), ((0, padding), (0, 0))).reshape(-1, block, width)
 
-    def distribution(hidden: Array, head: Array) -> Array:
-        return jax.nn.log_softmax(jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32))
+    def distribution(model: Decoder, hidden: Array) -> Array:
+        logits = jnp.einsum("td,vd->tv", hidden, model.head, preferred_element_type=jnp.float32)
+        return jax.nn.log_softmax(soft_cap(logits, model.config.logit_softcap))
 
     def one(pair):
-        p, q = distribution(pair[0], policy.head), distribution(pair[1], reference.head)
+        p, q = distribution(policy, pair[0]), distribution(reference, pair[1])
         return jnp.sum(jnp.exp(p) * (p - q), -1), jnp.sum(jnp.exp(q) * (q - p), -1)
 
     forward, reverse = jax.lax.map(one, (blocks(mine), blocks(theirs)))

@@ -15,8 +15,9 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from discojax.policies.decoder import Decoder
+from discojax.policies.sharding import batch_over_model
 
-__all__ = ["completion_hidden", "completion_logps", "completion_mask", "token_logps"]
+__all__ = ["completion_hidden", "completion_logps", "completion_mask", "soft_cap", "token_logps"]
 
 
 def token_logps(
@@ -25,10 +26,11 @@ def token_logps(
     targets: Int[Array, " tokens"],
     *,
     block: int = 1024,
+    softcap: float | None = None,
 ) -> Float[Array, " tokens"]:
     """Log-probability of each target, in nats, float32 whatever the dtype of its inputs.
 
-    Equal to `log_softmax(hidden @ head.T)[arange(tokens), targets]`, value and gradient, with
+    Equal to `log_softmax(soft_cap(hidden @ head.T))[arange(tokens), targets]`, value and gradient, with
     temporary memory of `block * vocab` values. Safe under `vmap`, and with a tied embedding as the
     head, since both inputs are arguments and get their own gradient.
 
@@ -37,6 +39,7 @@ def token_logps(
       head: output matrix.
       targets: token ids, in `[0, vocab)`.
       block: tokens whose logits are held at a time.
+      softcap: see `soft_cap`.
     """
     tokens = hidden.shape[0]
     block = min(block, tokens)
@@ -45,7 +48,14 @@ def token_logps(
         hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
         targets = jnp.pad(targets, (0, padding))
     blocked = hidden.reshape(-1, block, hidden.shape[-1])
-    return _blocked_logps(blocked, head, targets.reshape(-1, block)).reshape(-1)[:tokens]
+    # Where a policy is spread over `model`, each block is too: a device takes its share of every block.
+    blocked = batch_over_model(blocked, axis=1)
+    return _blocked_logps(softcap, blocked, head, targets.reshape(-1, block)).reshape(-1)[:tokens]
+
+
+def soft_cap(logits: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """`cap * tanh(logits / cap)`, Gemma 2's bound on its logits; `logits` themselves where `cap` is None."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def _logits(hidden: Array, head: Array) -> Array:
@@ -57,15 +67,15 @@ def _is_target(targets: Array, vocab: int) -> Array:
     return jnp.arange(vocab, dtype=targets.dtype) == targets[:, None]
 
 
-@jax.custom_vjp
-def _blocked_logps(hidden: Array, head: Array, targets: Array) -> Array:
-    return _forward(hidden, head, targets)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked_logps(softcap: float | None, hidden: Array, head: Array, targets: Array) -> Array:
+    return _forward(softcap, hidden, head, targets)[0]
 
 
-def _forward(hidden: Array, head: Array, targets: Array):
+def _forward(softcap: float | None, hidden: Array, head: Array, targets: Array):
     def one(block):
         h, t = block
-        logits = _logits(h, head)
+        logits = soft_cap(_logits(h, head), softcap)
         chosen = jnp.sum(jnp.where(_is_target(t, head.shape[0]), logits, 0.0), axis=-1)
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         return chosen - normaliser, normaliser
@@ -74,13 +84,16 @@ def _forward(hidden: Array, head: Array, targets: Array):
     return logps, (hidden, head, targets, normalisers)
 
 
-def _backward(saved, cotangents: Array):
+def _backward(softcap: float | None, saved, cotangents: Array):
     hidden, head, targets, normalisers = saved
 
     def one(d_head, block):
         h, t, normaliser, cotangent = block
-        probabilities = jnp.exp(_logits(h, head) - normaliser[:, None])
+        logits = soft_cap(_logits(h, head), softcap)
+        probabilities = jnp.exp(logits - normaliser[:, None])
         d_logits = (_is_target(t, head.shape[0]) - probabilities) * cotangent[:, None]
+        if softcap is not None:
+            d_logits = d_logits * (1.0 - (logits / softcap) ** 2)  # tanh's slope
         d_logits = d_logits.astype(h.dtype)
         d_hidden = jnp.einsum("tv,vd->td", d_logits, head)
         # The narrow matrix is the one transposed: the other way the product takes twice as long on a
@@ -142,5 +155,7 @@ def completion_logps(
     """
     hidden, targets = completion_hidden(policy, ids, prompt_lengths, tokens)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    logps = token_logps(flat, policy.head, targets.reshape(-1), block=block).reshape(targets.shape)
+    logps = token_logps(
+        flat, policy.head, targets.reshape(-1), block=block, softcap=policy.config.logit_softcap
+    ).reshape(targets.shape)
     return jnp.sum(logps * completion_mask(completion_lengths, tokens), axis=-1)

@@ -1,18 +1,25 @@
-"""Sampling completions: a key-value cache, one compiled call for every prompt (and, mapped, every lane)."""
+"""Sampling completions: a key-value cache, one compiled call for every prompt (and, mapped, every lane).
+
+Prompts of unlike lengths are sampled in buckets (`length_buckets`): each is as wide as its longest
+prompt, and stops when its own rows have ended.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from discojax.policies.decoder import Decoder, KeyValueCache
+from discojax.policies.decoder import Decoder
+from discojax.policies.logprobs import soft_cap
 
-__all__ = ["Samples", "choose", "sample"]
+__all__ = ["Bucket", "Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"]
 
 
 class Samples(NamedTuple):
@@ -27,11 +34,18 @@ class Samples(NamedTuple):
     completion_lengths: Int[Array, " batch"]
 
 
+class Bucket(NamedTuple):
+    """Prompts sampled together: which rows they are, and the tokens of the longest. Static: it is hashable."""
+
+    rows: tuple[int, ...]
+    width: int
+
+
 class _Loop(NamedTuple):
     step: Int[Array, ""]
     ids: Int[Array, "batch time"]
     last: Float[Array, "batch width"]
-    cache: KeyValueCache
+    cache: Any
     lengths: Int[Array, " batch"]
     ended: Bool[Array, " batch"]
 
@@ -63,6 +77,27 @@ def choose(
     return (group * side + offset).astype(jnp.int32)
 
 
+def likeliest(
+    logits: Float[Array, "batch vocab"], top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "batch vocab"]:
+    """`logits` with all but each row's likeliest tokens at minus infinity.
+
+    The `top_k` largest (0: all), and of these the fewest that together have `top_p` of what they all
+    have, always at least one; a tie with the last that is kept is kept. In this order and of the
+    tempered logits, as Transformers does it.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p < 1.0:
+        descending = -jnp.sort(-logits, axis=-1)
+        mass = jax.nn.softmax(descending, axis=-1)
+        needed = jnp.cumsum(mass, axis=-1) - mass < top_p  # what comes before does not suffice
+        least = jnp.min(jnp.where(needed, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
+
+
 def _first_past(
     ends: Float[Array, "batch side"], goal: Float[Array, "batch 1"], weights: Float[Array, "batch side"]
 ) -> Int[Array, " batch"]:
@@ -87,10 +122,13 @@ def sample(
     eos_id: int,
     pad_id: int = 0,
     temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    rows: Int[Array, " batch"] | None = None,
 ) -> Samples:
     """Samples one completion a prompt, of at most `tokens` tokens.
 
-    Row `i` draws its randomness from `fold_in(key, i)`, so a prompt's sample does not depend on
+    Row `i` draws its randomness from `fold_in(key, rows[i])`, so a prompt's sample does not depend on
     which others are with it. Stops early once every row has ended.
 
     Args:
@@ -102,6 +140,8 @@ def sample(
       eos_id: ends a completion. It is part of it.
       pad_id: fills what follows.
       temperature: 0 is greedy.
+      top_k, top_p: see `likeliest`; all tokens by default.
+      rows: the row's number, by which it draws; its place in the batch by default.
 
     Raises:
       UserError: prompt and completion are longer than the policy's `max_length`.
@@ -109,24 +149,29 @@ def sample(
     batch, prompt = prompt_ids.shape
     time = prompt + tokens
     policy.check_length(time)
-    rows = jnp.arange(batch)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+    places = jnp.arange(batch)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(places if rows is None else rows)
     uniforms = jax.vmap(lambda k: jax.random.uniform(k, (tokens,)))(keys)
 
-    hidden, cache = policy.prefill(prompt_ids)
-    room = ((0, 0), (0, tokens), (0, 0), (0, 0))
-    cache = KeyValueCache(*(tuple(jnp.pad(x, room) for x in part) for part in cache))
-    last = hidden[rows, prompt_lengths - 1]
+    hidden, cache = policy.prefill(prompt_ids, room=tokens)
+    last = hidden[places, prompt_lengths - 1]
     inside = jnp.arange(prompt) < prompt_lengths[:, None]
     ids = jnp.pad(jnp.where(inside, prompt_ids, pad_id), ((0, 0), (0, tokens)), constant_values=pad_id)
+
+    def next_token(last: Array, uniform: Array) -> Array:
+        logits = jnp.einsum("bd,vd->bv", last, policy.head, preferred_element_type=jnp.float32)
+        logits = soft_cap(logits, policy.config.logit_softcap)
+        if temperature == 0:
+            return choose(logits, uniform, 0)
+        return choose(likeliest(logits / temperature, top_k, top_p), uniform)
 
     def more(loop: _Loop) -> Array:
         return (loop.step < tokens) & ~jnp.all(loop.ended)
 
     def advance(loop: _Loop) -> _Loop:
-        token = choose(loop.last @ policy.head.T, uniforms[:, loop.step], temperature)
+        token = next_token(loop.last, uniforms[:, loop.step])
         positions = prompt_lengths + loop.step
-        ids = loop.ids.at[rows, positions].set(jnp.where(loop.ended, pad_id, token), unique_indices=True)
+        ids = loop.ids.at[places, positions].set(jnp.where(loop.ended, pad_id, token), unique_indices=True)
         lengths = loop.lengths + ~loop.ended
         ended = loop.ended | (token == eos_id)
         last, cache = policy.decode(token, loop.cache, jnp.minimum(positions, time - 1))
@@ -135,3 +180,56 @@ def sample(
     start = _Loop(jnp.int32(0), ids, last, cache, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool))
     done = jax.lax.while_loop(more, advance, start)
     return Samples(done.ids, done.lengths)
+
+
+def length_buckets(
+    lengths: Int[np.ndarray, " batch"], most: int = 4, multiple: int = 8
+) -> tuple[Bucket, ...]:
+    """Prompts in at most `most` buckets of like lengths, those of a bucket as many as of any other.
+
+    Widths are rounded up to a `multiple` (or to the longest prompt), so that other prompts of the same
+    kind have buckets of the same shapes and compile nothing new.
+
+    Args:
+      lengths: tokens of each prompt, on the host: which bucket a prompt is in decides shapes.
+    """
+    lengths = np.asarray(lengths)
+    order = np.argsort(lengths, kind="stable")
+    longest = int(lengths.max())
+    buckets: dict[int, list[int]] = {}
+    for part in np.array_split(order, most):
+        if len(part):
+            width = min(-(-int(lengths[part[-1]]) // multiple) * multiple, longest)
+            buckets.setdefault(width, []).extend(sorted(part.tolist()))
+    return tuple(Bucket(tuple(rows), width) for width, rows in buckets.items())
+
+
+def sample_buckets(
+    policy: Decoder,
+    prompt_ids: Int[Array, "batch prompt"],
+    prompt_lengths: Int[Array, " batch"],
+    key: PRNGKeyArray,
+    *,
+    buckets: Sequence[Bucket],
+    tokens: int,
+    pad_id: int = 0,
+    **settings: Any,
+) -> Samples:
+    """What `sample` gives, bucket by bucket in one call: less padding, and each bucket ends by itself.
+
+    Args:
+      buckets: static; see `length_buckets`. Every row is in one of them.
+      settings: as those of `sample`, like the others here.
+    """
+    batch, prompt = prompt_ids.shape
+    ids = jnp.full((batch, prompt + tokens), pad_id, prompt_ids.dtype)
+    lengths = jnp.zeros(batch, jnp.int32)
+    for bucket in buckets:
+        rows = np.asarray(bucket.rows)
+        samples = sample(
+            policy, prompt_ids[rows, : bucket.width], prompt_lengths[rows], key,
+            tokens=tokens, pad_id=pad_id, rows=rows, **settings,
+        )  # fmt: skip
+        ids = ids.at[rows, : bucket.width + tokens].set(samples.ids)
+        lengths = lengths.at[rows].set(samples.completion_lengths)
+    return Samples(ids, lengths)

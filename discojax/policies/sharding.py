@@ -11,8 +11,8 @@ __all__ = ["MODEL", "batch_over_model"]
 MODEL = "model"
 
 
-def batch_over_model(x: Array) -> Array:
-    """Keeps the leading (batch) axis of an activation divided over the mesh axis `model`.
+def batch_over_model(x: Array, axis: int = 0) -> Array:
+    """Keeps the batch axis of an activation, the leading one, divided over the mesh axis `model`.
 
     Weights sharded over `model` are then gathered where they are used (FSDP), and no activation is.
     Left to itself the partitioner may as well divide the width and exchange activations.
@@ -27,6 +27,6 @@ def batch_over_model(x: Array) -> Array:
     size = mesh.shape[MODEL]
     if size == 1 or dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[MODEL] != AxisType.Auto:
         return x
-    if x.shape[0] % size:
+    if x.shape[axis] % size:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(MODEL, *[None] * (x.ndim - 1)))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, MODEL))

@@ -10,12 +10,14 @@ from jax.test_util import check_grads
 from discojax.policies import logprobs
 from discojax.policies.logprobs import completion_hidden, completion_mask
 
-token_logps = jax.jit(logprobs.token_logps, static_argnames="block")
+token_logps = jax.jit(logprobs.token_logps, static_argnames=("block", "softcap"))
 
 
-@jax.jit
-def dense(hidden, head, targets):
+@functools.partial(jax.jit, static_argnames="softcap")
+def dense(hidden, head, targets, softcap=None):
     logits = hidden.astype(jnp.float32) @ head.astype(jnp.float32).T
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], 1)[:, 0]
 
 
@@ -47,9 +49,30 @@ def test_values_and_gradients_are_those_of_log_softmax(block):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_agree_with_finite_differences():
+def test_values_and_gradients_of_soft_capped_logits_are_those_of_log_softmax():
+    hidden, head, targets = inputs()
+    streamed, textbook = (functools.partial(f, softcap=2.0) for f in (token_logps, dense))
+    np.testing.assert_allclose(
+        streamed(hidden, head, targets, block=5), textbook(hidden, head, targets), rtol=1e-5, atol=1e-5
+    )
+    assert jnp.abs(textbook(hidden, head, targets) - dense(hidden, head, targets)).max() > 0.5
+    for ours, theirs in zip(
+        gradients(functools.partial(streamed, block=5), hidden, head, targets),
+        gradients(textbook, hidden, head, targets),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_gradients_agree_with_finite_differences(softcap):
     hidden, head, targets = inputs(tokens=5, width=3, vocab=7)
-    check_grads(lambda h, w: token_logps(h, w, targets, block=2), (hidden, head), order=1, modes=["rev"])
+    check_grads(
+        lambda h, w: token_logps(h, w, targets, block=2, softcap=softcap),
+        (hidden, head),
+        order=1,
+        modes=["rev"],
+    )
 
 
 def test_bfloat16_inputs_give_float32_log_probabilities():
@@ -95,7 +118,7 @@ def test_a_tied_embedding_gets_the_gradient_of_both_its_uses():
 
 
 def test_memory_of_many_lanes_at_a_large_vocabulary_is_an_eighth_of_the_dense_form():
-    lanes, tokens, width, vocab = 4, 2048, 32, 50_257
+    lanes, tokens, width, vocab = 32, 512, 64, 50_257  # 8 pairs of 32 completion tokens each
 
     def temporary(function):
         def loss(hidden, head, targets):
@@ -110,7 +133,7 @@ def test_memory_of_many_lanes_at_a_large_vocabulary_is_an_eighth_of_the_dense_fo
         return compiled.memory_analysis().temp_size_in_bytes
 
     def streamed(hidden, head, targets):
-        return token_logps(hidden, head, targets, block=64)
+        return token_logps(hidden, head, targets, block=32)
 
     logits = lanes * tokens * vocab * 4
     assert temporary(dense) >= logits  # else the comparison says nothing

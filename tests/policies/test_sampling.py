@@ -9,7 +9,8 @@ from discojax.policies import sampling
 
 TOKENS, EOS, PAD = 9, 7, 0
 choose = jax.jit(sampling.choose, static_argnums=2)
-sample = jax.jit(sampling.sample, static_argnames=("tokens", "eos_id", "pad_id", "temperature"))
+SETTINGS = ("tokens", "eos_id", "pad_id", "temperature", "top_k", "top_p")
+sample = jax.jit(sampling.sample, static_argnames=SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +21,34 @@ def prompts(rows):
 
 @pytest.fixture(scope="module")
 def draw(policy, prompts):
-    def draw(ids=prompts[0], lengths=prompts[1], seed=3, temperature=1.0):
+    def draw(ids=prompts[0], lengths=prompts[1], seed=3, temperature=1.0, top_k=0, top_p=1.0):
         settings = {"tokens": TOKENS, "eos_id": EOS, "pad_id": PAD, "temperature": temperature}
+        settings |= {"top_k": top_k, "top_p": top_p}
         return jax.tree.map(np.asarray, sample(policy, ids, lengths, jax.random.key(seed), **settings))
 
     return draw
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_samples_are_those_of_a_plain_loop_without_a_cache(policy, prompts, hidden, draw, temperature):
+def kept(logits, top_k, top_p):
+    """The likeliest tokens of one row, by the definition: one after another until there are enough."""
+    probabilities = np.exp(np.asarray(logits, np.float64))
+    order = np.argsort(-probabilities)[: top_k or None]
+    mass, chosen = probabilities[order].sum(), []
+    for token in order:
+        if sum(probabilities[chosen]) >= top_p * mass:
+            break
+        chosen.append(token)
+    return np.where(np.isin(np.arange(len(logits)), chosen), logits, -np.inf).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 9, 1.0), (1.3, 20, 0.8)]
+)
+def test_samples_are_those_of_a_plain_loop_without_a_cache(
+    policy, prompts, hidden, draw, temperature, top_k, top_p
+):
     ids, lengths = prompts
-    ours = draw(temperature=temperature)
+    ours = draw(temperature=temperature, top_k=top_k, top_p=top_p)
     for row, length in enumerate(lengths):
         uniforms = jax.random.uniform(jax.random.fold_in(jax.random.key(3), row), (TOKENS,))
         text = list(ids[row, :length])
@@ -38,7 +56,9 @@ def test_samples_are_those_of_a_plain_loop_without_a_cache(policy, prompts, hidd
             padded = np.full((1, 16), 5, np.int32)
             padded[0, : len(text)] = text
             logits = hidden(policy, padded)[:, len(text) - 1] @ policy.head.T
-            text.append(int(choose(logits, uniforms[step : step + 1], temperature)[0]))
+            if temperature:
+                logits = kept(logits[0] / temperature, top_k, top_p)[None]
+            text.append(int(choose(logits, uniforms[step : step + 1], 1.0 if temperature else 0)[0]))
             if text[-1] == EOS:
                 break
         assert ours.completion_lengths[row] == len(text) - length
@@ -142,3 +162,34 @@ def test_large_logits_do_not_overflow():
     logits = np.array([[3e4, 3e4 - 1.0, -3e4]], np.float32)
     assert int(choose(logits, np.array([0.2], np.float32), 1.0)[0]) == 0
     assert int(choose(logits, np.array([0.99], np.float32), 1.0)[0]) == 1
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (5, 1.0), (0, 0.5), (30, 0.9), (0, 1e-6), (61, 1.0)])
+def test_the_likeliest_tokens_are_those_of_the_definition(top_k, top_p):
+    logits = np.random.default_rng(5).normal(size=(40, 61)).astype(np.float32) * 2
+    ours = np.asarray(sampling.likeliest(logits, top_k, top_p))
+    np.testing.assert_array_equal(ours, [kept(row, top_k, top_p) for row in logits])
+    assert (np.isfinite(ours).sum(1) >= 1).all()
+
+
+def test_buckets_hold_every_prompt_once_and_are_as_wide_as_their_longest():
+    lengths = np.random.default_rng(0).integers(1, 40, 101)
+    buckets = sampling.length_buckets(lengths, most=4, multiple=8)
+    assert 1 < len(buckets) <= 4
+    assert sorted(row for bucket in buckets for row in bucket.rows) == list(range(101))
+    for bucket in buckets:
+        assert lengths[list(bucket.rows)].max() <= bucket.width
+        assert bucket.width % 8 == 0 or bucket.width == lengths.max()
+    assert sampling.length_buckets(np.full(5, 3)) == (sampling.Bucket((0, 1, 2, 3, 4), 3),)
+
+
+def test_buckets_change_nothing_but_the_padding(policy, prompts, draw):
+    ids, lengths = prompts
+    buckets = sampling.length_buckets(lengths, most=2, multiple=1)
+    assert len(buckets) == 2 and buckets[0].width < ids.shape[1]
+    in_buckets = jax.jit(sampling.sample_buckets, static_argnames=(*SETTINGS, "buckets"))
+    settings = {"tokens": TOKENS, "eos_id": EOS, "pad_id": PAD, "temperature": 1.0}
+    ours = in_buckets(policy, ids, lengths, jax.random.key(3), buckets=buckets, **settings)
+    together = draw()
+    np.testing.assert_array_equal(ours.ids, together.ids)
+    np.testing.assert_array_equal(ours.completion_lengths, together.completion_lengths)
