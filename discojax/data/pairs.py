@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
-from tokenizers import Tokenizer
 
 from discojax.data import tokenizer as vocabulary
+from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
 
 __all__ = ["Dropped", "Pairs", "TokenizedPair", "completion_positions", "make_pairs", "tokenize_pair"]
@@ -111,7 +111,7 @@ def make_pairs(
     rows: list[int] = []
     counts: Counter[str] = Counter()
     for row, (given, *sides) in enumerate(zip(prompt_ids, chosen_ids, rejected_ids, strict=True)):
-        prompt = _prompt(given, bos_id, eos_id)
+        prompt = _prompt(given, bos_id)
         whole = [_completion(side, bos_id, eos_id, append_eos) for side in sides]
         if not prompt:
             counts["empty_prompt"] += 1
@@ -144,14 +144,12 @@ def make_pairs(
     return pairs, Dropped(rows=np.asarray(rows, np.int64), **counts)
 
 
-def _prompt(ids: Iterable[int], bos_id: int | None, eos_id: int) -> list[int]:
+def _prompt(ids: Iterable[int], bos_id: int | None) -> list[int]:
     ids = [int(i) for i in ids]
     if bos_id is None:
         return ids
-    if bos_id == eos_id:  # inside a prompt it may separate turns: only those at the start go
-        start = next((at for at, i in enumerate(ids) if i != bos_id), len(ids))
-        return [bos_id, *ids[start:]]
-    return [bos_id, *(i for i in ids if i != bos_id)]
+    start = next((at for at, i in enumerate(ids) if i != bos_id), len(ids))
+    return [bos_id, *ids[start:]]  # inside a prompt it may separate turns: only those at the start go
 
 
 def _completion(ids: Iterable[int], bos_id: int | None, eos_id: int, append_eos: bool) -> list[int]:
@@ -204,15 +202,28 @@ class TokenizedPair(NamedTuple):
     merged: bool
 
 
-def tokenize_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> TokenizedPair:
+def tokenize_pair(
+    tokenizer: TextTokenizer, prompt: str, completion: str, *, markup: bool = False
+) -> TokenizedPair:
     """Splits prompt and completion in token space, so that the prompt is what a sampler would see.
 
     Where the tokens of the whole text begin with the prompt's, the completion is the rest. Where
     they do not (`"the film "` + `"was"`: one token spans the border) the two are tokenized apart,
     and `merged` says so, to be counted.
+
+    Args:
+      markup: whether a template wrote the texts; see `TextTokenizer.encode`.
     """
-    prompt_ids = vocabulary.encode(tokenizer, prompt)
-    together = vocabulary.encode(tokenizer, prompt + completion)
+    prompt_ids = tokenizer.encode(prompt, markup=markup)
+    together = tokenizer.encode(prompt + completion, markup=markup)
     if together[: len(prompt_ids)] == prompt_ids:
         return TokenizedPair(prompt_ids, together[len(prompt_ids) :], merged=False)
-    return TokenizedPair(prompt_ids, vocabulary.encode(tokenizer, completion), merged=True)
+    apart = tokenizer.encode(completion, markup=markup)
+    # SentencePiece puts a space before every text, which here would stand inside a word: after a line
+    # break it does not. Whichever reads as the whole text does is taken.
+    line, broken = (tokenizer.encode(text, markup=markup) for text in ("\n", "\n" + completion))
+    whole = tokenizer.decode(together, markup=True)
+    for ids in (apart, broken[len(line) :] if broken[: len(line)] == line else apart):
+        if tokenizer.decode([*prompt_ids, *ids], markup=True) == whole:
+            return TokenizedPair(prompt_ids, ids, merged=True)
+    return TokenizedPair(prompt_ids, apart, merged=True)

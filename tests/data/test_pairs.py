@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discojax.data import pairs, reviews, tokenizer
+from discojax.data import pairs, reviews
 from discojax.errors import UserError
 
 PAD, BOS, EOS = 0, 1, 2
@@ -24,9 +24,8 @@ def row(made, side="chosen"):
 
 
 @pytest.fixture(scope="module")
-def trained():
-    texts = reviews.fold(reviews.load(), "rotten_tomatoes", "policy").texts
-    return tokenizer.train(texts, 600)
+def trained(tokenizer_of):
+    return tokenizer_of("ours")
 
 
 def test_a_pair_is_laid_out_by_lengths():
@@ -41,9 +40,14 @@ def test_a_pair_is_laid_out_by_lengths():
 
 
 def test_bos_is_once_at_the_start_of_the_prompt():
-    for prompt in ([10, 11], [BOS, 10, 11], [BOS, BOS, 10, BOS, 11]):
+    for prompt in ([10, 11], [BOS, 10, 11], [BOS, BOS, 10, 11]):
         made, _ = make(prompt, [20], [30])
         assert row(made)[0] == [BOS, 10, 11]
+
+
+def test_what_separates_turns_inside_a_prompt_stays():
+    made, _ = make([BOS, 10, BOS, 11], [20], [30])
+    assert row(made)[0] == [BOS, 10, BOS, 11]
 
 
 def test_bos_is_never_in_a_completion():
@@ -176,10 +180,8 @@ def test_every_pair_of_any_rows_keeps_the_rules(table, max_length, max_completio
         assert prompt
         if bos is not None:
             assert prompt[0] == bos
-        if bos == BOS:
-            assert BOS not in prompt[1:]
-        given_prompt = [token for token in table[source][0] if token != bos]
-        kept = [token for token in prompt if token != bos]
+        kept = prompt if bos is None else prompt[1:]
+        given_prompt = table[source][0]
         assert given_prompt[len(given_prompt) - len(kept) :] == kept
         sides = []
         for side in ("chosen", "rejected"):
@@ -226,15 +228,15 @@ def test_pairs_are_a_pytree():
 def test_the_border_is_checked_in_token_space(trained):
     clear = pairs.tokenize_pair(trained, "the film", " was funny .")
     assert not clear.merged
-    assert clear.prompt_ids == tokenizer.encode(trained, "the film")
-    assert clear.prompt_ids + clear.completion_ids == tokenizer.encode(trained, "the film was funny .")
+    assert clear.prompt_ids == trained.encode("the film")
+    assert clear.prompt_ids + clear.completion_ids == trained.encode("the film was funny .")
 
     for prompt, completion in (("the film ", "was funny ."), ("the fil", "m was")):
         merged = pairs.tokenize_pair(trained, prompt, completion)
         assert merged.merged
-        assert merged.prompt_ids == tokenizer.encode(trained, prompt), "what a sampler would be given"
-        assert merged.completion_ids == tokenizer.encode(trained, completion)
-        assert merged.prompt_ids + merged.completion_ids != tokenizer.encode(trained, prompt + completion)
+        assert merged.prompt_ids == trained.encode(prompt), "what a sampler would be given"
+        assert merged.completion_ids == trained.encode(completion)
+        assert merged.prompt_ids + merged.completion_ids != trained.encode(prompt + completion)
 
 
 def test_real_text_survives_the_way_into_pairs_and_back(trained):
@@ -250,4 +252,4 @@ def test_real_text_survives_the_way_into_pairs_and_back(trained):
     assert dropped.total == 0
     for i, text in enumerate(text for text in texts if len(text) > 60):
         end = made.prompt_length[i] + made.chosen_length[i]
-        assert tokenizer.decode(trained, made.chosen_ids[i, :end]) == text.lower()
+        assert trained.decode(made.chosen_ids[i, :end]) == text.lower()
