@@ -14,7 +14,7 @@ from discojax.errors import UserError
 
 __all__ = ["VERSION", "load", "save"]
 
-VERSION = 1  # of the layout of a file: part of the key of whatever caches one
+VERSION = 2  # of the layout of a file: part of the key of whatever caches one
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -25,7 +25,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def save(params: Any, file: Path) -> None:
-    """Writes every leaf of `params` under its path, such as `blocks.0.up.kernel`."""
+    """Writes every leaf of `params` under its path, such as `blocks.0.mlp.up.kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     save_file({_name(path): np.asarray(leaf, order="C") for path, leaf in leaves}, file)
 

@@ -31,7 +31,7 @@ def test_what_is_saved_is_loaded(params, file):
 
 def test_tensors_have_the_modules_own_names(file):
     names = set(load_file(file))
-    assert {"embedding.embedding", "blocks.0.up.kernel", "blocks.1.attention.project.kernel"} <= names
+    assert {"embedding.embedding", "blocks.0.mlp.up.kernel", "blocks.1.attention.query.kernel"} <= names
 
 
 def test_any_tree_dtype_and_shape_comes_back(tmp_path):

@@ -1,0 +1,199 @@
+"""Causal self-attention: grouped heads, rotary positions, windows, soft-caps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from discojax.policies.architecture import DecoderConfig
+from discojax.policies.norms import Norm
+from discojax.policies.rotary import Angles, angles, rotate
+
+__all__ = ["Attention", "KeyValueCache", "View", "Views"]
+
+
+class View(NamedTuple):
+    """How a layer sees positions.
+
+    Attributes:
+      angles: of rotary positions, or None.
+      window: tokens a query sees, itself among them; None is all before it. A Python integer where
+        it is known, an array where a loop over layers says which layer this is.
+    """
+
+    angles: Angles | None
+    window: int | Int[Array, ""] | None
+
+
+class Views:
+    """The views of local and global layers at given positions, made once for all layers.
+
+    Args:
+      config: of the decoder.
+      positions: `[time]` for every row alike, or `[batch, 1]`.
+    """
+
+    def __init__(self, config: DecoderConfig, positions: Int[Array, "*positions"]):
+        self.config = config
+        turned = config.positions == "rotary"
+        self._global = angles(config.rope, config.head_size, positions) if turned else None
+        self._local = self._global
+        if turned and config.local_rope is not None:
+            self._local = angles(config.local_rope, config.head_size, positions)
+
+    def of(self, local: bool | Bool[Array, ""]) -> View:
+        """The view of a local or of a global layer."""
+        if isinstance(local, bool):
+            return View(self._local, self.config.window) if local else View(self._global, None)
+        everything = jnp.iinfo(jnp.int32).max
+        window = jnp.where(local, jnp.int32(self.config.window or everything), everything)
+        if self._local is self._global:
+            return View(self._global, window)
+        return View(jax.tree.map(lambda x, y: jnp.where(local, x, y), self._local, self._global), window)
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values of the tokens read so far.
+
+    A tuple of `[batch, time, kv_heads, head]`, one for each layer; where layers are stacked
+    (`DecoderConfig.scan`) one array `[layers, batch, time, kv_heads, head]`.
+    """
+
+    keys: (
+        tuple[Float[Array, "batch time kv_heads head"], ...] | Float[Array, "layers batch time kv_heads head"]
+    )
+    values: (
+        tuple[Float[Array, "batch time kv_heads head"], ...] | Float[Array, "layers batch time kv_heads head"]
+    )
+
+    def write(
+        self,
+        layer: int | Int[Array, ""],
+        key: Float[Array, "batch 1 kv_heads head"],
+        value: Float[Array, "batch 1 kv_heads head"],
+        positions: Int[Array, " batch"],
+    ) -> KeyValueCache:
+        """The cache with one token more in each row, at its position."""
+        rows = jnp.arange(len(positions))
+
+        def put(all_layers, new):
+            if isinstance(all_layers, tuple):
+                changed = all_layers[layer].at[rows, positions].set(new[:, 0], unique_indices=True)
+                return (*all_layers[:layer], changed, *all_layers[layer + 1 :])
+            return all_layers.at[layer, rows, positions].set(new[:, 0], unique_indices=True)
+
+        return KeyValueCache(put(self.keys, key), put(self.values, value))
+
+    def with_room(self, tokens: int) -> KeyValueCache:
+        """The cache with space for so many tokens more."""
+        room = ((0, 0), (0, tokens), (0, 0), (0, 0))
+
+        def widen(x: Array) -> Array:
+            return jnp.pad(x, ((0, 0),) * (x.ndim - 4) + room)
+
+        return jax.tree.map(widen, self) if tokens else self
+
+
+class Attention(nnx.Module):
+    """Self-attention; every dense layer works on tokens flattened to `[batch * time, width]`."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width, inner = config.width, config.heads * config.head_size
+
+        def dense(outputs: int) -> nnx.Linear:
+            scale = nnx.initializers.normal(width**-0.5)
+            return nnx.Linear(width, outputs, use_bias=config.qkv_bias, kernel_init=scale, rngs=rngs)
+
+        self.query = dense(inner)
+        self.key = dense(config.key_heads * config.head_size)
+        self.value = dense(config.key_heads * config.head_size)
+        out = nnx.initializers.normal((2 * config.layers * inner) ** -0.5)
+        self.output = nnx.Linear(
+            inner, width, use_bias=config.attention_output_bias, kernel_init=out, rngs=rngs
+        )
+        self.query_norm = Norm(config.head_size, config, kind="rms") if config.qk_norm else None
+        self.key_norm = Norm(config.head_size, config, kind="rms") if config.qk_norm else None
+
+    def _project(self, x: Float[Array, "tokens width"], batch: int, view: View):
+        """Queries, keys and values `[batch, time, heads, head]`, normed and turned."""
+        query, key, value = (
+            dense(x).reshape(batch, -1, heads, self.config.head_size)
+            for dense, heads in (
+                (self.query, self.config.heads),
+                (self.key, self.config.key_heads),
+                (self.value, self.config.key_heads),
+            )
+        )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if view.angles is not None:
+            query, key = rotate(query, view.angles), rotate(key, view.angles)
+        return query, key, value
+
+    def __call__(self, x: Float[Array, "tokens width"], batch: int, view: View):
+        """Attends over whole sequences; also returns their keys and values for a cache."""
+        query, key, value = self._project(x, batch, view)
+        if self.config.attention_softcap is None and not isinstance(view.window, Array):
+            mixed = self._attend(query, key, value, causal=True, window=view.window)
+        else:
+            steps = jnp.arange(query.shape[1])
+            mixed = self._attend(query, key, value, mask=_seen(steps[:, None], steps, view.window))
+        return self.output(mixed.reshape(len(x), -1)), key, value
+
+    def decode(
+        self,
+        x: Float[Array, "batch width"],
+        view: View,
+        cache: KeyValueCache,
+        layer: int | Int[Array, ""],
+        positions: Int[Array, " batch"],
+    ):
+        """One more token for each row, each at its own position, against the cache."""
+        query, key, value = self._project(x, len(x), view)
+        cache = cache.write(layer, key, value, positions)
+        keys, values = cache.keys[layer], cache.values[layer]
+        mask = _seen(positions[:, None], jnp.arange(keys.shape[1]), view.window)
+        mixed = self._attend(query, keys, values, mask=mask[:, None, None, :])
+        return self.output(mixed.reshape(len(x), -1)), cache
+
+    def _attend(self, query, key, value, *, mask=None, causal=False, window=None):
+        scale = self.config.query_scale
+        if self.config.attention_softcap is not None:
+            return _capped(query, key, value, mask, scale, self.config.attention_softcap)
+        chosen = self.config.attention
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=None if mask is None else jnp.broadcast_to(mask, (1,) * (4 - mask.ndim) + mask.shape),
+            scale=scale,
+            is_causal=causal,
+            local_window_size=None if window is None else (window - 1, 0),
+            implementation=None if chosen == "auto" else chosen,
+        )
+
+
+def _seen(query: Array, key: Array, window: int | Array | None) -> Bool[Array, "query key"]:
+    """Which positions a query sees: those up to its own, and of them the last `window`."""
+    back = query - key
+    return (back >= 0) if window is None else (back >= 0) & (back < window)
+
+
+def _capped(
+    query, key, value, mask, scale: float | None, cap: float
+) -> Float[Array, "batch time heads head"]:
+    """`jax.nn.dot_product_attention` with soft-capped logits, which it has not."""
+    batch, time, heads, size = query.shape
+    grouped = query.reshape(batch, time, key.shape[2], -1, size)
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    logits = cap * jnp.tanh(logits * ((size**-0.5 if scale is None else scale) / cap))
+    mask = mask if mask.ndim == 2 else mask[:, :, None]
+    weights = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis=-1)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
+    return mixed.reshape(batch, time, heads, size)
