@@ -35,7 +35,7 @@ class Samples(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Prompts sampled together: which rows they are, and the tokens of the longest. Static: it is hashable."""
+    """Prompts sampled together: which rows they are, and the tokens of the longest. Hashable, so static."""
 
     rows: tuple[int, ...]
     width: int

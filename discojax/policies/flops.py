@@ -1,0 +1,46 @@
+"""Floating-point operations of a decoder, counted from its shape.
+
+A compiler's own count (`cost_analysis()`) takes the body of a loop once, however often it runs, and
+counts what a rematerialised program does twice; utilisation is of the operations the model needs.
+"""
+
+from __future__ import annotations
+
+from discojax.policies.architecture import DecoderConfig
+
+__all__ = ["forward_flops", "gradient_flops"]
+
+
+def forward_flops(
+    config: DecoderConfig, *, sequences: int, time: int, predicted: int, causal: bool = True
+) -> int:
+    """Operations of the matrix products of a forward pass, a multiplication and an addition being two.
+
+    Args:
+      config: of the decoder.
+      sequences: how many are read.
+      time: tokens read of each, padding among them.
+      predicted: tokens of each whose logits are made.
+      causal: whether attention is counted as it is needed, half of all pairs of tokens (less where a
+        layer is local), or as a plain implementation computes it, all of them.
+    """
+    width, inner = config.width, config.heads * config.head_size
+    projections = width * inner * 2 + width * config.key_heads * config.head_size * 2
+    feed_forward = width * config.mlp_size * (3 if config.gated else 2)
+    dense = 2 * time * config.layers * (projections + feed_forward)
+    attention = sum(4 * inner * _seen(time, config.window if local else None, causal)
+                    for local in config.local_layers)  # fmt: skip
+    return sequences * (dense + attention + 2 * predicted * width * config.vocab_size)
+
+
+def gradient_flops(config: DecoderConfig, *, sequences: int, time: int, predicted: int) -> int:
+    """Operations of a forward pass and of its gradient, which takes twice as many; nothing is done twice."""
+    return 3 * forward_flops(config, sequences=sequences, time=time, predicted=predicted)
+
+
+def _seen(time: int, window: int | None, causal: bool) -> int:
+    """Pairs of tokens of which one sees the other."""
+    if not causal:
+        return time * time
+    near = time if window is None else min(window, time)
+    return near * (near + 1) // 2 + (time - near) * near
