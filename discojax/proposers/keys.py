@@ -16,7 +16,7 @@ _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE
 _SHORTEST = 8  # characters; replacing shorter values would garble text that only looks alike
 _SHAPES = re.compile(
     r"\bAIza[0-9A-Za-z_-]{20,}|\bAQ\.[0-9A-Za-z_-]{20,}|\bsk-[0-9A-Za-z_*-]{6,}"
-    r"|(?<=[?&]key=)[^&\s\"']+|(?<=Bearer )[^\s\"',]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"|(?<=[?&]key=)[^&\s\"'\\]+|(?<=Bearer )[^\s\"',\\]{8,}|(?<=://)[^/\s:@\"\\]+:[^/\s@\"\\]+(?=@)"
 )
 _REMOVED = "[key removed]"
 _used: set[str] = set()  # also those whose variables are called otherwise, or have changed since

@@ -94,7 +94,7 @@ def read(text: str, finish: Finish = "stop", detail: str = "") -> tuple[Draft, .
       finish: why it ends; a function that a token limit cut is no candidate.
       detail: what the server said of an answer it withheld.
     """
-    text = text[:_LONGEST_TEXT].replace("\r\n", "\n").replace("\r", "\n")
+    text = _clean(text[:_LONGEST_TEXT]).replace("\r\n", "\n").replace("\r", "\n")
     text = without_thoughts(text).strip()
     if finish in ("safety", "recitation"):  # what may be there is a fragment
         why = "unsafe" if finish == "safety" else "a recitation of known text"
@@ -136,6 +136,11 @@ def without_thoughts(text: str) -> str:
     if closing and (not opening or not head.strip()):  # some templates write the opening tag themselves
         return answer
     return head if opening and not head.strip() and before else text
+
+
+def _clean(text: str) -> str:
+    """`text` as UTF-8 can hold it: JSON may write half a character."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _said(detail: str) -> str:
@@ -204,7 +209,8 @@ def _pick(item: dict[str, Any], keys: tuple[str, ...]) -> Any:
 
 def _draft(code: str, name: Any = None, thought: Any = None) -> Draft:
     fenced = next((inside for _, inside, _ in _fences(code) if "def " in inside), None)
-    code = textwrap.dedent((code if fenced is None else fenced)[:_LONGEST_CODE]).strip("\n") + "\n"
+    code = _clean(code if fenced is None else fenced)[:_LONGEST_CODE]
+    code = textwrap.dedent(code).strip("\n") + "\n"
     if not isinstance(name, str) or not name.strip():
         written = re.search(r"def +(\w{1,80})", code)
         name = written[1] if written else ""

@@ -26,6 +26,7 @@ T = TypeVar("T")
 _PROBE_SECONDS = 30.0
 _GRACE = 2.0  # seconds that the SDK's own timeout may come late
 _LONGEST_TEXT = 1 << 18  # characters of one answer that are kept
+_LONGEST_NAME, _LONGEST_DETAIL = 200, 1000
 _LONGEST_RAW = 1 << 21  # and of the server's JSON
 _CHARACTERS_A_TOKEN = 3  # at least, of English and Python
 
@@ -219,11 +220,16 @@ def _tidied(reply: Reply) -> Reply:
         raw = json.dumps({"cut": len(raw), "start": raw[:_LONGEST_TEXT]})
     return dataclasses.replace(
         reply,
-        texts=tuple(keys.redact(text[:_LONGEST_TEXT]) for text in reply.texts),
-        raw=keys.redact(raw),
-        model_version=keys.redact(reply.model_version),
-        detail=keys.redact(reply.detail),
+        texts=tuple(_clean(text[:_LONGEST_TEXT]) for text in reply.texts),
+        raw=_clean(raw),
+        model_version=_clean(reply.model_version[:_LONGEST_NAME]),
+        detail=_clean(reply.detail[:_LONGEST_DETAIL]),
     )
+
+
+def _clean(text: str) -> str:
+    """`text` without keys, and such as UTF-8 can hold: JSON may write half a character."""
+    return keys.redact(text).encode("utf-8", "replace").decode()
 
 
 def as_number(value: Any) -> int:
