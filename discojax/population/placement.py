@@ -14,7 +14,7 @@ Moments have their parameter's name and shape, so one rule places both.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax import Array
@@ -22,33 +22,34 @@ from jax.sharding import Mesh, NamedSharding
 
 __all__ = ["RULES", "constrain", "lane_shardings", "parameter_spec", "shardings", "whole"]
 
-RULES: tuple[tuple[str, bool], ...] = (
-    (r"lora", False),  # adapters are small, and read by every row of the batch
-    (r"", True),
+RULES: tuple[tuple[str, Literal["whole", "last", "longest"]], ...] = (
+    (r"lora", "whole"),  # adapters are small, and read by every row of the batch
+    (r"embedding", "last"),  # rows are looked up: each device has its columns of all of them
+    (r"", "longest"),
 )
-"""Which parameters `model` divides: the first pattern found in a parameter's path decides."""
+"""What `model` divides of a parameter: the first pattern found in its path decides."""
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], model: int) -> jax.P:
     """How one policy's parameter is divided over `model` devices (FSDP).
 
-    A matrix is divided along the longer of its last two dimensions among those that `model`
-    divides; leading dimensions (stacked layers) are looped over and stay whole. Vectors, adapters
-    and what nothing divides are copied.
+    A matrix is divided along the longer, or by its rule the last, of its last two dimensions, among
+    those that `model` divides. Leading dimensions (stacked layers) are looped over and stay whole.
+    Vectors, adapters and what nothing divides are copied.
 
     Args:
       path: names from the policy down, joined by `/`.
       shape: without a lane axis.
       model: size of the mesh axis.
     """
-    divided = next(rule for pattern, rule in RULES if re.search(pattern, path))
-    if model == 1 or len(shape) < 2 or not divided:
+    rule = next(rule for pattern, rule in RULES if re.search(pattern, path))
+    if model == 1 or len(shape) < 2 or rule == "whole":
         return jax.P()
     dimensions = [d for d in range(len(shape) - 2, len(shape)) if shape[d] % model == 0]
     if not dimensions:
         return jax.P()
-    longest = max(dimensions, key=lambda d: shape[d])
-    return jax.P(*("model" if d == longest else None for d in range(len(shape))))
+    chosen = dimensions[-1] if rule == "last" else max(dimensions, key=lambda d: shape[d])
+    return jax.P(*("model" if d == chosen else None for d in range(len(shape))))
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:

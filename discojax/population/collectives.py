@@ -1,0 +1,81 @@
+"""What the devices say to one another in a compiled program: read from its text, told by mesh axis."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+__all__ = ["Collective", "collectives"]
+
+
+class Collective(NamedTuple):
+    """One communication of a program; inside a loop it is met again at every turn.
+
+    Attributes:
+      kind: `all-reduce`, `all-gather`, `reduce-scatter`, `all-to-all`, `collective-permute`, ...
+      axes: the mesh axes along which the devices that take part differ.
+      bytes: of its result on one device.
+    """
+
+    kind: str
+    axes: frozenset[str]
+    bytes: int
+
+
+_KINDS = (
+    "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|"
+    "collective-broadcast|send|recv"
+)
+_LINE = re.compile(rf"= (?P<result>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\((?P<rest>.*)")
+_SHAPE = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\]")
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
+_COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(r"replica_groups=(?:@\w+|mesh\[[^\]]*\])\s*\{([^}]*)\}")
+
+
+def collectives(text: str, mesh: Mesh) -> list[Collective]:
+    """Every collective in a compiled program's text (`compiled.as_text()`).
+
+    Args:
+      text: of the optimised program, partitioned for this mesh.
+      mesh: whose devices, in its order, the program runs on.
+    """
+    found = []
+    for line in text.splitlines():
+        match = _LINE.search(line)
+        if match is None:
+            continue
+        sizes = [_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(match["result"])]
+        both = match["start"] and match["kind"] in ("all-gather", "collective-permute")
+        size = max(sizes, default=0) if both else sum(sizes)  # a start carries its operand as well
+        found.append(Collective(match["kind"], _axes(match["rest"], mesh), size))
+    return found
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
+    return int(np.prod([int(d) for d in dims.split(",") if d], dtype=np.int64)) * bits // 8
+
+
+def _axes(rest: str, mesh: Mesh) -> frozenset[str]:
+    if named := _NAMED.search(rest):
+        return frozenset(re.findall(r"\w+", named[1])) & frozenset(mesh.axis_names)
+    if counted := _COUNTED.search(rest):
+        shape, source, order = (
+            [int(x) for x in part.split(",")] if part else None for part in counted.groups()
+        )
+        ids = np.arange(mesh.size).reshape(source)
+        groups = (ids if order is None else ids.transpose(order)).reshape(shape).tolist()
+    elif listed := _LISTED.search(rest):
+        groups = [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    else:
+        groups = [list(range(mesh.size))]  # none given: all devices
+    axes: set[str] = set()
+    for group in groups:
+        places = np.array(np.unravel_index(group, mesh.devices.shape))
+        moving = (places != places[:, :1]).any(axis=1)
+        axes |= {name for name, moves in zip(mesh.axis_names, moving, strict=True) if moves}
+    return frozenset(axes)
