@@ -170,7 +170,7 @@ class Proposer:
     candidates: Annotated[int, Range(least=1, most=16)] = 4
     temperature: Annotated[float, Range(least=0, most=2)] = 1.0
     thinking: int | str | None = None
-    prompt_tokens: Annotated[int, Range(least=3000)] = 12_000
+    prompt_tokens: Annotated[int, Range(least=6000)] = 12_000
     output_tokens: Annotated[int, Range(least=256)] = 16_384
     timeout: Positive = 180.0
     attempts: Count = 6

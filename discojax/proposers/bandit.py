@@ -41,13 +41,12 @@ def gains(history: Sequence[Scored], by: Literal["operator", "model"]) -> dict[s
     found: dict[str, list[float]] = {}
     for past in history:
         arm = operator_of(past.operator) if by == "operator" else past.model
-        measured = past.status == "ok" and past.score is not None and math.isfinite(past.score)
-        if measured and math.isfinite(best):
-            found.setdefault(arm, []).append(statistics.NormalDist(best, spread).cdf(past.score))
+        if past.status == "ok" and past.score is not None and math.isfinite(past.score):
+            if math.isfinite(best):
+                found.setdefault(arm, []).append(statistics.NormalDist(best, spread).cdf(past.score))
+            best = max(best, past.score)
         elif past.status in _WORTHLESS:
             found.setdefault(arm, []).append(0.0)
-        if measured:
-            best = max(best, past.score)
     return found
 
 

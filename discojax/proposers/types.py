@@ -9,11 +9,14 @@ from typing import Literal, Protocol, runtime_checkable
 from discojax.proposers.budget import Spent
 from discojax.proposers.client import Reply, Request
 
-__all__ = ["Exchange", "Ledger", "Proposal", "Proposer", "Scored", "Status"]
+__all__ = ["Exchange", "Ledger", "Proposal", "Proposer", "Purpose", "Scored", "Status"]
 
 Status = Literal["ok", "rejected", "failed", "duplicate", "pending", "unanswered"]
 """What became of a proposal: measured; rejected by the gate; failed in training; the same as an earlier
 one; accepted and not measured yet; no candidate in the reply, or no reply at all."""
+
+Purpose = Literal["propose", "repair", "more_tokens"]
+"""What a request was for: candidates; mending those that the gate refused; the same with more tokens."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Exchange:
     Attributes:
       server: what was spoken to: "gemini", "openai", ...
       model: as it was asked for.
-      purpose: "propose", "repair" or "more_tokens".
+      purpose: what for.
       prompt_hash: the version of the prompt's templates.
       request: what was asked.
       reply: what came back.
@@ -116,7 +119,7 @@ class Exchange:
 
     server: str
     model: str
-    purpose: Literal["propose", "repair", "more_tokens"]
+    purpose: Purpose
     prompt_hash: str
     request: Request
     reply: Reply
@@ -134,6 +137,9 @@ class Ledger(Protocol):
 
     def put(self, request: str, exchange: Exchange) -> None:
         """Writes it down for good; a hash that is there already stays as it is."""
+
+    def hand_over(self, proposals: Sequence[Proposal]) -> None:
+        """Notes what was made of the answers."""
 
     def spent(self) -> Spent:
         """What the run has spent, in all its sessions."""

@@ -1,0 +1,324 @@
+"""The proposer that asks a language model: prompt, reply, gate, and one chance to mend what it refused.
+
+    bandit -> operator, model -> parents -> prompt -> ledger or server -> replies -> gate -> repair
+
+What is asked is a function of the history and the seed, and the ledger has every answer that was paid
+for. So a run that is resumed asks the same, is answered from the ledger, and proposes the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from discojax import candidates
+from discojax.config import Budget, Proposer
+from discojax.errors import UserError
+from discojax.proposers import bandit, budget, parents, prompt, replies, selection
+from discojax.proposers.client import Client, ClientError, Request, Turn, request_hash
+from discojax.proposers.replies import Draft, Untidy
+from discojax.proposers.types import Exchange, Ledger, Proposal, Purpose, Scored, Status
+
+__all__ = ["LanguageModel"]
+
+_LONGEST_THOUGHT = 400
+_MOST_TOKENS = 65_536  # that any server is asked for
+_IN_MARGIN = 1.5  # of `prompt.tokens_of`, to be above any tokenizer's count
+
+
+class _BudgetEndError(Exception):
+    """The budget does not cover the request."""
+
+
+@dataclass
+class _Session:
+    """What this process remembers; nothing that is proposed depends on it.
+
+    Attributes:
+      failures: requests in a row that gave no candidate.
+      why: why nothing was proposed, if so.
+    """
+
+    failures: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Proposes what language models write.
+
+    Attributes:
+      clients: one for each model; a bandit shares the requests among them.
+      settings: of the config's section `proposer`.
+      budget: what may be spent.
+      ledger: where answers are kept.
+      confidence: of the intervals that the history has.
+    """
+
+    clients: tuple[Client, ...]
+    settings: Proposer
+    budget: Budget
+    ledger: Ledger = field(repr=False)
+    confidence: float = 0.95
+    session: _Session = field(default_factory=_Session, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What archives and reports call it."""
+        return self.clients[0].name
+
+    @property
+    def why(self) -> str:
+        """Why the last call gave fewer than it was asked for, as a clause; "" if it did not."""
+        return self.session.why
+
+    def propose(self, history: Sequence[Scored], count: int, seed: int) -> list[Proposal]:
+        """Candidates that the models wrote, as many requests as it takes; fewer if the budget ends.
+
+        A request that gave no candidate is a proposal too, `unanswered`.
+
+        Raises:
+          ClientError: if no request has a chance, as with a wrong key.
+          UserError: if too many requests in a row gave nothing.
+        """
+        rng = random.Random(f"{seed} {len(history)}")
+        past = list(history) if self.settings.history else []
+        taken = {one.name for one in history}
+        proposals: list[Proposal] = []
+        self.session.why = ""
+        while len(proposals) < count:
+            wanted = min(self.settings.candidates, count - len(proposals))
+            try:
+                made = self._round(past, wanted, rng, taken)
+            except _BudgetEndError as end:
+                self.session.why = str(end)
+                break
+            self._count(made)
+            proposals += made
+            taken.update(one.name for one in made)
+            if self.settings.history:
+                past += [_as_past(one) for one in made]
+        self.ledger.hand_over(proposals)
+        return proposals
+
+    def _count(self, made: Sequence[Proposal]) -> None:
+        if not all(one.unanswered for one in made):
+            self.session.failures = 0
+            return
+        self.session.failures += 1
+        if self.session.failures >= self.settings.failures:
+            raise UserError(
+                f"{self.session.failures} requests in a row gave no candidate, the last because: "
+                f"{made[-1].unanswered.rstrip('.')}. What was found is saved; look into the run's "
+                "transcripts/, change proposer.models or raise proposer.output_tokens, then resume."
+            )
+
+    def _round(
+        self, past: Sequence[Scored], wanted: int, rng: random.Random, taken: Iterable[str]
+    ) -> list[Proposal]:
+        """One question, with what belongs to it: more tokens if they were too few, one repair."""
+        operator = bandit.choose(parents.possible(past), bandit.gains(past, "operator"), rng)
+        models = tuple(client.model for client in self.clients)
+        client = self.clients[models.index(bandit.choose(models, bandit.gains(past, "model"), rng))]
+        chosen = parents.draw(past, operator, rng)
+        asked = prompt.build(
+            past, operator, chosen, wanted,
+            tokens=self.settings.prompt_tokens, confidence=self.confidence,
+        )  # fmt: skip
+        request = Request(
+            asked.system,
+            (Turn("user", asked.user),),
+            temperature=self.settings.temperature,
+            max_output_tokens=self.settings.output_tokens,
+            seed=rng.getrandbits(31),
+            schema=replies.schema(several=wanted > 1),
+            timeout=self.settings.timeout,
+        )
+        turn = _Conversation(self, client, request, wanted)
+        try:
+            written = turn.ask()
+        except ClientError as error:
+            if error.final:
+                raise
+            written = Untidy(str(error), "ask_again")
+        base = turn.paid_for(
+            Proposal(
+                name="",
+                source="",
+                operator=operator,
+                parents=tuple(one.name for one in chosen),
+                thought="",
+                model=client.model,
+                request=request_hash(client, request),
+                prompt_hash=prompt.version(),
+            )
+        )
+        if isinstance(written, Untidy):
+            name = _unique(f"unanswered_{base.request[:8]}" if base.request else "unanswered", taken)
+            return [replace(base, name=name, unanswered=written.reason)]
+        names = set(taken)
+        made: list[Proposal] = []
+        for number, (draft, text, repaired) in enumerate(written[:wanted]):
+            name = _unique(draft.name, names)
+            names.add(name)
+            made.append(
+                replace(
+                    base if number == 0 else replace(base, tokens_in=0, tokens_out=0, cost=0.0),
+                    name=name,
+                    source=draft.code,
+                    operator=operator + (bandit.REPAIRED if repaired else ""),
+                    thought=draft.thought[:_LONGEST_THOUGHT],
+                    raw_reply=text,
+                )
+            )
+        return made
+
+
+Written = tuple[Draft, str, bool]
+"""A draft, the text of the reply it stood in, and whether it is a repaired one."""
+
+
+@dataclass
+class _Conversation:
+    """A question and what follows from its answer; `exchanges` is what was paid for."""
+
+    proposer: LanguageModel
+    client: Client
+    request: Request
+    wanted: int
+    exchanges: list[Exchange] = field(default_factory=list)
+
+    def ask(self) -> list[Written] | Untidy:
+        """The candidates, mended if the gate refused them and the model could; or why there is none.
+
+        Raises:
+          ClientError: if no answer came to the question itself.
+          _BudgetEndError: if it was not asked.
+        """
+        text, read = self._read(self._send(self.request, "propose"))
+        if isinstance(read, Untidy) and read.remedy == "more_tokens":
+            more = min(2 * (self.request.max_output_tokens or _MOST_TOKENS), _MOST_TOKENS)
+            again = self._follow_up(replace(self.request, max_output_tokens=more), "more_tokens")
+            text, read = self._read(again) if again else (text, read)
+        if isinstance(read, Untidy):
+            if read.remedy != "repair":
+                return read
+            answer = self._repair(text, prompt.unread(read.reason, self.wanted))
+            return read if isinstance(answer, Untidy) else [(d, t, True) for d, t in answer]
+        checked = [(draft, candidates.check(draft.code)) for draft in read[: self.wanted]]
+        written = [(draft, text, False) for draft, _ in checked]
+        refused = [n for n, (_, result) in enumerate(checked) if not result.accepted]
+        if refused:
+            reasons = [(checked[n][0].name, str(checked[n][1].error)) for n in refused]
+            answer = self._repair(text, prompt.repair(reasons))
+            if not isinstance(answer, Untidy):
+                for n, (draft, reply) in _matched(refused, [draft for draft, _ in checked], answer):
+                    written[n] = (replace(draft, name=written[n][0].name), reply, True)
+        return written
+
+    def _repair(self, text: str, message: str) -> list[tuple[Draft, str]] | Untidy:
+        turns = (
+            *self.request.turns,
+            Turn("model", replies.without_thoughts(text).strip()),
+            Turn("user", message),
+        )
+        exchange = self._follow_up(replace(self.request, turns=turns), "repair")
+        if exchange is None:
+            return Untidy("The repair was not answered.", "ask_again")
+        reply, read = self._read(exchange)
+        return read if isinstance(read, Untidy) else [(draft, reply) for draft in read]
+
+    def _follow_up(self, request: Request, purpose: Purpose) -> Exchange | None:
+        """An answer that the round can do without: None if it fails or the budget does not cover it."""
+        try:
+            return self._send(request, purpose)
+        except _BudgetEndError:
+            return None
+        except ClientError as error:
+            if error.final:
+                raise
+            return None
+
+    def _read(self, exchange: Exchange) -> tuple[str, tuple[Draft, ...] | Untidy]:
+        reply = exchange.reply
+        return reply.texts[0], replies.read(reply.texts[0], reply.finishes[0], reply.detail)
+
+    def _send(self, request: Request, purpose: Purpose) -> Exchange:
+        """From the ledger, or else from the server and into the ledger."""
+        ledger, settings = self.proposer.ledger, self.proposer.settings
+        key = request_hash(self.client, request)
+        exchange = ledger.get(key)
+        if exchange is None:
+            self._within_budget(request)
+            reply = self.client.generate(request)
+            given = budget.Price(*settings.price) if settings.price else None
+            price = given or budget.price_of(reply.model_version, self.client.model)
+            cost = None if price is None else price.cost(reply.tokens_in, reply.tokens_out)
+            exchange = Exchange(
+                self.client.name, self.client.model, purpose, prompt.version(), request, reply, cost
+            )
+            ledger.put(key, exchange)
+        self.exchanges.append(exchange)
+        return exchange
+
+    def _within_budget(self, request: Request) -> None:
+        limits, settings = self.proposer.budget, self.proposer.settings
+        spent = self.proposer.ledger.spent()
+        if reason := budget.used_up(limits, spent):
+            raise _BudgetEndError(reason)
+        tokens_in = int(_IN_MARGIN * prompt.tokens_of(request.system, *(t.text for t in request.turns)))
+        tokens_out = request.max_output_tokens or _MOST_TOKENS
+        price = budget.Price(*settings.price) if settings.price else budget.price_of(self.client.model)
+        if not budget.affords(limits, spent, tokens_in, tokens_out, price):
+            cost = "" if price is None else f", ${price.cost(tokens_in, tokens_out):.3g}"
+            raise _BudgetEndError(
+                f"the rest of the budget does not cover one more request of up to "
+                f"{tokens_in + tokens_out:,} tokens{cost}"
+            )
+
+    def paid_for(self, proposal: Proposal) -> Proposal:
+        """With what the exchanges say and cost, together."""
+        if not self.exchanges:
+            return proposal
+        costs = [exchange.cost for exchange in self.exchanges]
+        known = [cost for cost in costs if cost is not None]
+        last = self.exchanges[-1].reply
+        return replace(
+            proposal,
+            model_version=last.model_version,
+            raw_reply=last.texts[0],
+            tokens_in=sum(exchange.reply.tokens_in for exchange in self.exchanges),
+            tokens_out=sum(exchange.reply.tokens_out for exchange in self.exchanges),
+            cost=sum(known) if len(known) == len(costs) else None,
+        )
+
+
+def _matched(
+    refused: Sequence[int], drafts: Sequence[Draft], answer: Sequence[tuple[Draft, str]]
+) -> list[tuple[int, tuple[Draft, str]]]:
+    """Which repaired draft stands for which refused one: by order if there is one for each, else by name."""
+    if len(answer) == len(refused):
+        return list(zip(refused, answer, strict=True))
+    named = {draft.name: (draft, text) for draft, text in answer}
+    return [(n, named[drafts[n].name]) for n in refused if drafts[n].name in named]
+
+
+def _as_past(proposal: Proposal) -> Scored:
+    """How the next request of the same call sees it."""
+    status: Status = "unanswered" if proposal.unanswered else "pending"
+    if status == "pending" and selection.read(proposal.source) is None:
+        status = "rejected"
+    return Scored(
+        proposal.name, proposal.source, status, reason=proposal.unanswered, parents=proposal.parents,
+        operator=proposal.operator, model=proposal.model,
+    )  # fmt: skip
+
+
+def _unique(base: str, taken: Iterable[str]) -> str:
+    taken = set(taken)
+    name, number = base, 1
+    while name in taken:
+        number += 1
+        name = f"{base}_{number}"
+    return name
