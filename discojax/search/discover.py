@@ -1,6 +1,6 @@
 """Discovery, from an empty folder to a leaderboard.
 
-    library, rung 0 -> propose, gate, rung 0 (each generation) -> racing -> finalists held out
+    library and generations, each a bracket (`search.brackets`) -> elites on fresh seeds -> held out
 
 Every expensive thing is asked of the archive first. So a run that was stopped is resumed by doing
 the same again, and ends as it would have.
@@ -26,14 +26,19 @@ from discojax.population.backend import choose_implementation
 from discojax.population.engine import make_programs
 from discojax.population.mesh import make_mesh
 from discojax.population.step import StepConfig
-from discojax.proposers.evolution import Evolution
+from discojax.population.training import chunk_for
+from discojax.proposers.budget import Spent
 from discojax.search import archive as archives
-from discojax.search import proposals
+from discojax.search import finals, proposals
 from discojax.search.archive import Archive
+from discojax.search.arms import SEARCH, make_arms
+from discojax.search.brackets import search
 from discojax.search.display import Bar, Display, display
+from discojax.search.finals import Control
 from discojax.search.laboratory import SFT, Contender, Laboratory, Measured, Trial, measure
-from discojax.search.racing import judge, keep_best, merged
+from discojax.search.ledger import RunLedger
 from discojax.search.records import plain
+from discojax.search.rungs import BASELINE, chunk_budgets, final_trial, judged, seeds
 from discojax.search.statistics import Comparison
 from discojax.tasks import reviews
 from discojax.tasks.measure import make_sampler
@@ -41,8 +46,6 @@ from discojax.tasks.types import TaskConfig
 
 __all__ = ["BASELINE", "Outcome", "claim", "results", "run", "save_results", "train"]
 
-BASELINE = "dpo"
-_FINAL = 1000  # the rung of the held-out evaluation, and where its seeds begin
 _TRAIN = 2000  # of `train`
 
 
@@ -58,6 +61,8 @@ class Outcome:
       comparisons: each against the baseline, Holm-corrected over all but it.
       proposed, accepted: candidates, in all.
       scored: objectives measured in the first round.
+      controls: the search beside the controls at equal budget; empty if none were asked for.
+      spent: what the run used up, in all its sessions; None where nothing was proposed.
     """
 
     folder: Path
@@ -68,6 +73,8 @@ class Outcome:
     proposed: int
     accepted: int
     scored: int
+    controls: tuple[Control, ...] = ()
+    spent: Spent | None = None
 
 
 def claim(config: Config) -> Config:
@@ -94,22 +101,25 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
         screen.say(f"Run [bold]{config.run.path}[/bold]: metrics.jsonl and archive.sqlite grow as it goes.")
         laboratory = _laboratory(config, archive, (config.task.name, config.task.held_out), screen)
         contenders = proposals.admit_library(archive, library)
-        contenders, comparisons = _first_round(config, laboratory, contenders, screen)
-        scored = len(comparisons)
-        contenders = _race(config, laboratory, contenders, comparisons, screen)
-        finalists = _finalists(contenders, baselines, config.evaluation.finalists)
-        seeds = _seeds(config, _FINAL, config.evaluation.seeds)
-        trial = Trial(
-            _FINAL, config.task.held_out, "report", config.evaluation.steps, config.search.betas, seeds,
-            config.evaluation.prompts,
-        )  # fmt: skip
-        screen.say(f"Held out: {', '.join(c.name for c in finalists)} on {trial.task}.")
-        measured = measure(laboratory, finalists, trial, screen, f"held out: {trial.task}")
-        attempts = archives.attempts(archive)
-        made = [a for a in attempts if a.operator != "library"]
+        known = {contender.name: contender for contender in contenders}
+        ledger = RunLedger(archive)
+        arms = make_arms(config, archive, tuple(known), ledger)
+        raced = search(config, laboratory, arms, contenders, ledger, screen)
+        ranked = finals.elites(config, laboratory, raced, known[BASELINE], screen)
+        given = [known[objectives.get(name).name] for name in baselines]
+        finalists = finals.finalists(ranked[SEARCH], given, config.evaluation.finalists)
+        rivals = [next(iter(ranked[arm.name]), None) for arm in arms[1:]]
+        everyone = [*finalists, *(rival for rival in rivals if rival is not None)]
+        trial = final_trial(config)
+        screen.say(f"Held out: {', '.join(c.name for c in everyone)} on {trial.task}.")
+        measured = measure(laboratory, everyone, trial, screen, f"held out: {trial.task}")
+        table = finals.controls(config, arms, raced, ranked, measured)
+        measured = finals.only(measured, [c.name for c in finalists])
+        made = [a for a in arms[0].notebook.attempts if a.operator != "library"]
         outcome = Outcome(
-            config.run.path, trial, tuple(finalists), measured, _judged(config, measured),
-            len(made), sum(a.status == "accepted" for a in made), scored,
+            config.run.path, trial, tuple(finalists), measured, judged(config, measured),
+            len(made), sum(a.status == "accepted" for a in made), raced[SEARCH].scored, table,
+            ledger.spent(),
         )  # fmt: skip
         archives.set_meta(archive, "finished", True)
     return outcome
@@ -130,7 +140,7 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
         laboratory = _laboratory(config, archive, (config.task.name,), screen)
         trial = Trial(
             _TRAIN, config.task.name, "select", config.evaluation.steps, config.search.betas,
-            _seeds(config, _TRAIN, config.evaluation.seeds), config.evaluation.prompts,
+            seeds(config, _TRAIN, config.evaluation.seeds), config.evaluation.prompts,
         )  # fmt: skip
         measured = measure(laboratory, contenders, trial, screen, "training")
         return Outcome(
@@ -138,7 +148,7 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
             trial,
             tuple(contenders),
             measured,
-            _judged(config, measured),
+            judged(config, measured),
             0,
             0,
             len(contenders),
@@ -172,7 +182,8 @@ def _open(config: Config, resume: bool) -> Archive:
             "choose another with run.directory=FOLDER."
         ) from error
     # Where a run lies does not matter to what it finds, so a folder may be moved and resumed.
-    identity = cache.content_hash({**asdict(config), "run": config.run.seed})
+    # Nor does its budget, which may be raised to go on.
+    identity = cache.content_hash({**asdict(config), "run": config.run.seed, "budget": None})
     archive = archives.open_archive(folder / "archive.sqlite", identity)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if resume:
@@ -210,9 +221,8 @@ def _laboratory(config: Config, archive: Archive, names: Sequence[str], screen: 
     archives.set_meta(archive, "identities", {name: task.identity for name, task in tasks.items()})
     mesh = make_mesh(*asdict(config.population.mesh).values())
     implementation = choose_implementation(config.population.implementation)
-    step = StepConfig(
-        batch=config.population.batch, chunk=config.population.chunk, implementation=implementation
-    )
+    chunk = chunk_for(chunk_budgets(config), config.population.chunk)
+    step = StepConfig(batch=config.population.batch, chunk=chunk, implementation=implementation)
     archives.set_meta(
         archive,
         "hardware",
@@ -226,103 +236,13 @@ def _laboratory(config: Config, archive: Archive, names: Sequence[str], screen: 
             lanes=config.population.lanes,
             tokens=config.task.completion_tokens,
             mesh=mesh,
-        ),  # fmt: skip
+        ),
         make_sampler(first.graph, first.sampling, mesh=mesh, implementation=implementation),
         tasks,
         archive,
         config.population.learning_rate,
         config.run.path / "metrics.jsonl",
     )
-
-
-def _first_round(
-    config: Config, laboratory: Laboratory, library: list[Contender], screen: Display
-) -> tuple[list[Contender], dict[str, Comparison]]:
-    """Rung 0: the library, then generation after generation of candidates, each knowing the last."""
-    trial = _rung(config, 0)
-    contenders = list(library)
-    measured = measure(laboratory, contenders, trial, screen, "rung 0: library")
-    comparisons = _judged(config, measured)
-    proposer = Evolution(library=tuple(c.name for c in library))
-    left = config.search.candidates
-    for generation in range(1, config.search.generations + 1):
-        wanted = left // (config.search.generations - generation + 1)
-        left -= wanted
-        if wanted == 0:
-            continue
-        proposed = proposals.propose(
-            laboratory.archive, proposer,
-            proposals.history(laboratory.archive, comparisons, before=generation),
-            generation=generation, wanted=wanted, seed=config.run.seed,
-            bar=screen.bar(f"generation {generation}: proposed and accepted", wanted),
-        )  # fmt: skip
-        new = measure(laboratory, proposed, trial, screen, f"generation {generation}: rung 0")
-        contenders += proposed
-        measured = merged(measured, new)
-        comparisons = _judged(config, measured)
-    return contenders, comparisons
-
-
-def _race(
-    config: Config,
-    laboratory: Laboratory,
-    contenders: list[Contender],
-    comparisons: dict[str, Comparison],
-    screen: Display,
-) -> list[Contender]:
-    """The later rungs: fewer contenders, more seeds and steps, fresh seeds each time. Best first."""
-    for number in range(1, len(config.search.rungs)):
-        _, _, keep = config.search.rungs[number]
-        contenders = keep_best(
-            contenders, comparisons, keep, always=(BASELINE,), proposed=config.evaluation.finalists
-        )
-        title = f"rung {number}: {len(contenders)} objectives"
-        measured = measure(laboratory, contenders, _rung(config, number), screen, title)
-        comparisons = _judged(config, measured)
-    return keep_best(contenders, comparisons, len(contenders))
-
-
-def _finalists(ranked: Sequence[Contender], baselines: Sequence[str], count: int) -> list[Contender]:
-    """The best proposed ones (the best of the library where too few got this far), and the baselines."""
-    proposed = [c for c in ranked if c.origin == "proposed"]
-    others = [c for c in ranked if c.origin != "proposed" and c.name not in baselines]
-    chosen = (proposed + others)[:count]
-    return [*chosen, *(_given(name) for name in baselines)]
-
-
-def _rung(config: Config, number: int) -> Trial:
-    seeds, steps, _ = config.search.rungs[number]
-    last = number == len(config.search.rungs) - 1
-    return Trial(
-        number,
-        config.task.name,
-        "select" if last and number else "search",
-        steps,
-        config.search.betas,
-        _seeds(config, 10 * number, seeds),
-        config.evaluation.search_prompts,
-    )
-
-
-def _seeds(config: Config, start: int, count: int) -> tuple[int, ...]:
-    """Training seeds of a round: disjoint between rounds and between runs of different seeds."""
-    return tuple(10_000 * config.run.seed + start + i for i in range(count))
-
-
-def _judged(config: Config, measured: Measured) -> dict[str, Comparison]:
-    try:
-        return judge(
-            measured,
-            BASELINE,
-            budget=config.evaluation.kl_budget,
-            replicates=config.evaluation.bootstrap,
-            confidence=config.evaluation.confidence,
-            seed=config.run.seed,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"{BASELINE} itself diverged at every beta ({error}): lower population.learning_rate."
-        ) from error
 
 
 def results(outcome: Outcome) -> dict[str, Any]:
@@ -334,6 +254,8 @@ def results(outcome: Outcome) -> dict[str, Any]:
         "proposed": outcome.proposed,
         "accepted": outcome.accepted,
         "scored": outcome.scored,
+        "spent": None if outcome.spent is None else asdict(outcome.spent),
+        "controls": [asdict(control) for control in outcome.controls],
         "objectives": {
             contender.name: {
                 "origin": contender.origin,

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from discojax.candidates import Program
 from discojax.errors import UserError
 from discojax.objectives import machine
-from discojax.population.engine import Programs, make_engine
+from discojax.population.engine import Engine, Programs, make_engine
 from discojax.population.lanes import Job
-from discojax.population.training import Finished, train
+from discojax.population.training import Finished, Measure, train
 from discojax.population.training import Progress as LaneProgress
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Evaluation, EvaluationKey
@@ -30,7 +30,20 @@ from discojax.search.statistics import Samples
 from discojax.tasks.measure import Margins, Measurement, Sampler, make_measure
 from discojax.tasks.types import Prompts, Task
 
-__all__ = ["SFT", "Contender", "Laboratory", "Measured", "Trial", "measure"]
+__all__ = [
+    "SFT",
+    "Contender",
+    "Laboratory",
+    "Measured",
+    "Trial",
+    "assemble",
+    "known",
+    "log",
+    "measure",
+    "record",
+    "station",
+    "wanted",
+]
 
 SFT = "sft"
 """The name under which the untrained policy is measured: a lane of no steps."""
@@ -41,7 +54,10 @@ _LOGGED = ("task", "split", "rung", "beta", "seed", "steps")
 
 @dataclass(frozen=True)
 class Contender:
-    """An objective that competes: from the library, proposed, or given by the user."""
+    """An objective that competes: from the library, proposed, given by the user, or tuned.
+
+    `learning_rate` is its own where the control of tuned baselines gives it one; None is the run's.
+    """
 
     name: str
     program: Program
@@ -49,6 +65,7 @@ class Contender:
     parents: tuple[str, ...] = ()
     operator: str = ""
     thought: str = ""
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,24 +127,36 @@ def measure(
       display: where progress is shown.
       title: what the progress is called.
     """
-    wanted = list(_wanted(laboratory, contenders, trial))
-    known = {
-        key: found
-        for key, _ in wanted
-        if (found := archives.get_evaluation(laboratory.archive, key)) is not None
-    }
-    missing = [(key, job) for key, job in wanted if key not in known]
+    jobs = wanted(laboratory, contenders, trial)
+    found = {key: evaluation for key in jobs if (evaluation := known(laboratory, key)) is not None}
+    missing = {key: job for key, job in jobs.items() if key not in found}
     if missing:
-        known |= _run(laboratory, missing, trial, display, title)
-    return _assemble(known, contenders, trial, laboratory)
+        engine, gauge = station(laboratory, trial)
+        bar = display.bar(title, sum(max(job.steps, 1) for job in missing.values()))
+        started = time.monotonic()
+
+        def progress(report: LaneProgress) -> None:
+            bar.advance(report.useful)
+            seconds = time.monotonic() - started
+            log(laboratory, kind="progress", rung=trial.rung, seconds=seconds, **report._asdict())
+
+        for finished in train(engine, iter(missing.items()), gauge, progress):
+            evaluation = record(laboratory, finished)
+            found[evaluation.key] = evaluation
+        bar.update(bar.total)
+    return assemble(laboratory, found, contenders, trial)
 
 
-def _wanted(
-    laboratory: Laboratory, contenders: Sequence[Contender], trial: Trial
-) -> Iterator[tuple[EvaluationKey, Job]]:
+def wanted(laboratory: Laboratory, contenders: Sequence[Contender], trial: Trial) -> dict[EvaluationKey, Job]:
+    """The lanes of a trial, the untrained policy's among them.
+
+    Raises:
+      UserError: an objective needs larger batches than there are.
+    """
     nothing = machine.encode([], 0.0)
+    jobs = {}
     for seed in trial.seeds:
-        yield _key(laboratory, trial, SFT, SFT, 0.0, seed), Job(nothing, 0.0, seed, 0.0, 0)
+        jobs[_key(laboratory, trial, None, 0.0, seed)] = Job(nothing, 0.0, seed, 0.0, 0)
         for contender in contenders:
             program = contender.program
             if program.minimum_batch > laboratory.programs.batch:
@@ -136,34 +165,40 @@ def _wanted(
                     "raise population.batch."
                 )
             for beta in trial.betas:
-                yield (
-                    _key(laboratory, trial, program.hash, contender.name, beta, seed),
-                    Job(program.code, beta, seed, laboratory.learning_rate, trial.steps),
-                )
+                key = _key(laboratory, trial, contender, beta, seed)
+                jobs[key] = Job(program.code, beta, seed, key.learning_rate, trial.steps)
+    return jobs
 
 
-def _key(laboratory: Laboratory, trial: Trial, program: str, name: str, beta: float, seed: int):
-    trained = program != SFT
+def _key(
+    laboratory: Laboratory, trial: Trial, contender: Contender | None, beta: float, seed: int
+) -> EvaluationKey:
+    rate = 0.0 if contender is None else contender.learning_rate or laboratory.learning_rate
     return EvaluationKey(
-        hash=program,
-        objective=name,
+        hash=SFT if contender is None else contender.program.hash,
+        objective=SFT if contender is None else contender.name,
         task=trial.task,
         split=trial.split,
         rung=trial.rung,
         beta=beta,
         seed=seed,
-        steps=trial.steps if trained else 0,
-        learning_rate=laboratory.learning_rate if trained else 0.0,
+        steps=0 if contender is None else trial.steps,
+        learning_rate=rate,
     )
 
 
-def _run(
-    laboratory: Laboratory,
-    missing: Sequence[tuple[EvaluationKey, Job]],
-    trial: Trial,
-    display: Display,
-    title: str,
-) -> dict[EvaluationKey, Evaluation]:
+def known(laboratory: Laboratory, key: EvaluationKey) -> Evaluation | None:
+    """A lane's evaluation, if the archive has it, with the arrays that scores are made of."""
+    found = archives.get_evaluation(laboratory.archive, key)
+    return None if found is None else _slim(found)
+
+
+def station(laboratory: Laboratory, trial: Trial) -> tuple[Engine, Measure]:
+    """Where the lanes of a trial are trained, and what measures them.
+
+    Raises:
+      UserError: the trial wants more prompts than there are.
+    """
     task = laboratory.tasks[trial.task]
     prompts = task.prompts[trial.split]
     if trial.prompts > len(prompts.lengths):
@@ -177,34 +212,30 @@ def _run(
         laboratory.sampler, prompts, engine.params, decode=task.decode, reward=task.reward[trial.split],
         margins=laboratory.margins, held_out=task.held_out,
     )  # fmt: skip
-    bar = display.bar(title, sum(max(job.steps, 1) for _, job in missing))
-    started = time.monotonic()
+    return engine, gauge
 
-    def progress(report: LaneProgress) -> None:
-        bar.advance(report.useful)
-        _log(laboratory.metrics, kind="progress", rung=trial.rung, seconds=time.monotonic() - started,
-             **report._asdict())  # fmt: skip
 
-    found = {}
-    for finished in train(engine, iter(missing), gauge, progress):
-        evaluation = _evaluation(finished)
-        archives.add_evaluations(laboratory.archive, [evaluation])
-        found[evaluation.key] = evaluation
-        _log(
-            laboratory.metrics,
-            kind="lane",
-            objective=finished.key.objective,
-            **{
-                name: getattr(finished.key, name)
-                for name in ("task", "split", "rung", "beta", "seed", "steps")
-            },
-            status=evaluation.status,
-            reward=evaluation.reward,
-            kl=evaluation.kl,
-            **{f"train_{name}": value for name, value in finished.metrics._asdict().items()},
-        )
-    bar.update(bar.total)
-    return found
+def record(laboratory: Laboratory, finished: Finished[EvaluationKey]) -> Evaluation:
+    """What became of a lane, once the archive has it; with the arrays that scores are made of."""
+    evaluation = _evaluation(finished)
+    archives.add_evaluations(laboratory.archive, [evaluation])
+    log(
+        laboratory,
+        kind="lane",
+        objective=finished.key.objective,
+        **{name: getattr(finished.key, name) for name in _LOGGED},
+        status=evaluation.status,
+        reward=evaluation.reward,
+        kl=evaluation.kl,
+        **{f"train_{name}": value for name, value in finished.metrics._asdict().items()},
+    )
+    return _slim(evaluation)
+
+
+def _slim(evaluation: Evaluation) -> Evaluation:
+    """Without what only the archive needs: a long search has thousands of these in memory."""
+    arrays = {name: evaluation.per_prompt[name] for name in ("reward", "kl") if name in evaluation.per_prompt}
+    return replace(evaluation, per_prompt=arrays)
 
 
 def _evaluation(finished: Finished[EvaluationKey]) -> Evaluation:
@@ -228,31 +259,29 @@ def _evaluation(finished: Finished[EvaluationKey]) -> Evaluation:
     )
 
 
-def _assemble(
-    known: Mapping[EvaluationKey, Evaluation],
+def assemble(
+    laboratory: Laboratory,
+    found: Mapping[Any, Evaluation],
     contenders: Sequence[Contender],
     trial: Trial,
-    laboratory: Laboratory,
 ) -> Measured:
-    def row(program: str, name: str, beta: float, seed: int, what: str) -> np.ndarray:
-        evaluation = known[_key(laboratory, trial, program, name, beta, seed)]
+    """The measurements of a trial's contenders from the evaluations of all of its lanes."""
+
+    def row(contender: Contender | None, beta: float, seed: int, what: str) -> np.ndarray:
+        evaluation = found[_key(laboratory, trial, contender, beta, seed)]
         if evaluation.status != "ok":
             return np.full(trial.prompts, np.nan)
         return np.asarray(evaluation.per_prompt[what], np.float64)
 
     def grid(contender: Contender, what: str) -> np.ndarray:
-        return np.stack(
-            [
-                [row(contender.program.hash, contender.name, beta, seed, what) for seed in trial.seeds]
-                for beta in trial.betas
-            ]
-        )
+        return np.stack([[row(contender, beta, seed, what) for seed in trial.seeds] for beta in trial.betas])
 
-    sft = np.stack([row(SFT, SFT, 0.0, seed, "reward") for seed in trial.seeds])
+    sft = np.stack([row(None, 0.0, seed, "reward") for seed in trial.seeds])
     samples = {c.name: Samples(grid(c, "reward"), grid(c, "kl")) for c in contenders}
     return Measured(samples, sft.mean(0), sft)
 
 
-def _log(file: Path, **fields) -> None:
-    with file.open("a", encoding="utf-8") as stream:
+def log(laboratory: Laboratory, **fields: Any) -> None:
+    """Adds a line to the run's `metrics.jsonl`."""
+    with laboratory.metrics.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(plain({"time": time.time(), **fields})) + "\n")

@@ -2,36 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from discojax import candidates, objectives
-from discojax.candidates import Program
+from discojax.candidates import CheckResult, Program
 from discojax.proposers.types import Proposal, Proposer, Scored
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Attempt
-from discojax.search.display import Bar
 from discojax.search.laboratory import Contender
 from discojax.search.statistics import Comparison, interval
 
-__all__ = ["admit_library", "history", "propose"]
+__all__ = ["Notebook", "admit_library", "history", "propose"]
 
 _TRIES = 6  # proposals asked for at most, for each one wanted
+_NUMBERS = 1_000_000  # of attempts, for each notebook
+
+
+class Notebook:
+    """The attempts of one search, in order, as the archive has them; in memory, so that none is read twice.
+
+    Searches that share an archive (`search.controls`) know the library and nothing of each other: each
+    has attempt numbers of its own, `_NUMBERS * place` and up, and its own prefix of names.
+
+    Args:
+      archive: where they are kept.
+      place: 0 for the search itself, whose attempts begin with the library's.
+      prefix: of the names of its attempts.
+
+    Attributes:
+      next_number: of the attempt to come.
+      attempts: in order, the library's first.
+      numbers, names: of attempts, by name and by number.
+      programs: names of the accepted ones, by hash.
+    """
+
+    def __init__(self, archive: Archive, place: int = 0, prefix: str = ""):
+        self.archive, self.prefix = archive, prefix
+        self.next_number = first = _NUMBERS * place
+        self.attempts: list[Attempt] = []
+        self.numbers: dict[str, int] = {}
+        self.names: dict[int, str] = {}
+        self.programs: dict[str, str] = {}
+        for attempt in archives.attempts(archive):
+            mine = first <= attempt.number < first + _NUMBERS
+            if mine or attempt.operator == "library":
+                self._note(attempt)
+
+    def of(self, generation: int) -> list[Attempt]:
+        """Attempts of one generation; the library's are those of generation 0."""
+        return [attempt for attempt in self.attempts if attempt.generation == generation]
+
+    def add(self, new: Sequence[Attempt]) -> None:
+        """Notes attempts, all of them or none: the archive has them before anything is made of them."""
+        archives.add_attempts(self.archive, new)
+        for attempt in new:
+            self._note(attempt)
+
+    def _note(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+        self.next_number = max(self.next_number, attempt.number + 1)
+        self.numbers[attempt.name] = attempt.number
+        self.names[attempt.number] = attempt.name
+        if attempt.status == "accepted" and attempt.hash:
+            self.programs.setdefault(attempt.hash, attempt.name)
 
 
 def admit_library(archive: Archive, names: Sequence[str]) -> list[Contender]:
     """The library's losses as contenders, noted as the first attempts."""
-    contenders = []
-    known = {attempt.name for attempt in archives.attempts(archive, operator="library")}
+    notebook = Notebook(archive)
+    known = set(notebook.numbers)
+    contenders: list[Contender] = []
+    new: list[Attempt] = []
     for name in names:
         objective = objectives.get(name)
         program = candidates.from_function(objective)
         contenders.append(Contender(objective.name, program, "library"))
         if objective.name not in known:
-            archives.add_attempt(
-                archive,
+            new.append(
                 Attempt(
-                    number=len(archives.attempts(archive)),
+                    number=notebook.next_number + len(new),
                     generation=0,
                     name=objective.name,
                     operator="library",
@@ -40,145 +90,157 @@ def admit_library(archive: Archive, names: Sequence[str]) -> list[Contender]:
                     source=program.source,
                     hash=program.hash,
                     proposer="library",
-                ),
+                )
             )
+    notebook.add(new)
     return contenders
 
 
-def history(archive: Archive, comparisons: Mapping[str, Comparison], *, before: int) -> list[Scored]:
-    """What was tried before a generation, as a proposer is shown it.
+def history(
+    notebook: Notebook, comparisons: Mapping[str, Comparison], *, before: int = 1_000_000
+) -> list[Scored]:
+    """What was tried in the generations `before` one, as a proposer is shown it.
 
-    Scores are differences to the baseline. What the generation itself has tried is left out, so
-    that a resumed run is shown what it was shown the first time.
+    Args:
+      notebook: of the search.
+      comparisons: with the baseline, of what is measured. What is not is "pending", whether its lanes
+        have ended or not: what a proposer is shown does not depend on the clock.
+      before: what the generation itself has tried is left out, so that a resumed run is shown what it
+        was shown the first time.
     """
-    attempts = [attempt for attempt in archives.attempts(archive) if attempt.generation < before]
-    names = {attempt.number: attempt.name for attempt in attempts}
-    scored = []
-    for attempt in attempts:
-        comparison = comparisons.get(attempt.name)
-        if attempt.status == "accepted" and comparison is None:
-            continue  # admitted, not measured yet
-        shown = Scored(
-            name=attempt.name,
-            source=attempt.source or "",
-            status="ok" if attempt.status == "accepted" else attempt.status,
-            reason=attempt.reason or "",
-            parents=tuple(names[number] for number in attempt.parents),
-            operator=attempt.operator,
-        )
-        if attempt.status == "accepted" and comparison is not None:
-            shown = _with_score(shown, comparison)
-        scored.append(shown)
-    return scored
+    past = [attempt for attempt in notebook.attempts if attempt.generation < before]
+    return [_shown(attempt, notebook.names, comparisons.get(attempt.name)) for attempt in past]
 
 
-def _with_score(shown: Scored, comparison: Comparison) -> Scored:
+def _shown(attempt: Attempt, names: Mapping[int, str], comparison: Comparison | None = None) -> Scored:
+    shown = Scored(
+        name=attempt.name,
+        source=attempt.source or "",
+        status="pending" if attempt.status == "accepted" else attempt.status,
+        reason=attempt.reason or "",
+        parents=tuple(names[number] for number in attempt.parents if number in names),
+        operator=attempt.operator,
+        model=attempt.model,
+    )
+    if attempt.status != "accepted" or comparison is None:
+        return shown
     if comparison.verdict == "failed":
-        return replace(
-            shown, status="failed", reason=f"{comparison.failures} of {comparison.lanes} lanes diverged"
-        )
+        lanes = f"{comparison.failures} of {comparison.lanes} lanes diverged"
+        return replace(shown, status="failed", reason=lanes)
     if comparison.verdict == "baseline":
-        return replace(shown, score=0.0)
-    return replace(shown, score=comparison.difference.value, interval=interval(comparison.difference))
+        return replace(shown, status="ok", score=0.0)
+    difference = comparison.difference
+    return replace(shown, status="ok", score=difference.value, interval=interval(difference))
 
 
 def propose(
-    archive: Archive,
+    notebook: Notebook,
     proposer: Proposer,
     past: Sequence[Scored],
     *,
     generation: int,
     wanted: int,
     seed: int,
-    bar: Bar,
-) -> list[Contender]:
-    """Has `wanted` candidates proposed and accepted; fewer only if the proposer runs dry.
+    batch: int = 4,
+    told: bool = True,
+    go_on: Callable[[], bool] = lambda: True,
+    heard: Callable[[Sequence[Proposal]], None] = lambda proposals: None,
+) -> Iterator[Contender]:
+    """Has `wanted` candidates proposed and accepted, and yields each as soon as it is.
 
-    Each round asks for what is still missing, and shows what became of the rounds before. A resumed
-    run takes the attempts that the archive has of this generation, then goes on.
+    There are fewer only if the proposer runs dry or may not `go_on`. Each request is for what is still
+    missing, at most `batch`. A resumed run takes the attempts that the archive has of this generation,
+    then goes on with the request that follows them.
+
+    Args:
+      notebook: what was tried, and where new attempts go.
+      proposer: who is asked.
+      past: what it is shown of the generations before.
+      generation: which one this is.
+      wanted: accepted candidates.
+      seed: of the proposer's randomness; every request has its own of it.
+      batch: candidates asked for at once.
+      told: whether a request shows what became of the requests before it.
+      go_on: asked before each request.
+      heard: told every reply before the gate is.
     """
-    past = list(past)
-    accepted: list[Contender] = []
-    made = archives.attempts(archive, generation=generation)
-    accepted += [_again(attempt) for attempt in made if attempt.status == "accepted"]
-    past += [_seen(attempt) for attempt in made]
-    bar.update(min(len(accepted), wanted))
-    tries = len(made)
-    while len(accepted) < wanted and tries < _TRIES * wanted:
-        proposals = proposer.propose(past, wanted - len(accepted), _mixed(seed, generation, tries))
+    past, accepted = list(past), 0
+    made = notebook.of(generation)
+    while True:
+        past += [_shown(attempt, notebook.names) for attempt in made if told]
+        for attempt in made:
+            if attempt.status == "accepted" and accepted < wanted:
+                accepted += 1
+                yield _contender(attempt)
+        tries = len(notebook.of(generation))
+        if accepted >= wanted or tries >= _TRIES * wanted or not go_on():
+            return
+        asked = _mixed(seed, generation, tries)
+        proposals = proposer.propose(past, min(batch, wanted - accepted), asked)
         if not proposals:
-            break
-        results = candidates.check_many(proposal.source for proposal in proposals)
-        attempts: list[Attempt] = []
-        for proposal, result in zip(proposals, results, strict=True):
-            attempts.append(
-                _attempt(archive, proposer, proposal, result, generation, len(attempts), attempts, seed)
-            )
-            if attempts[-1].status == "accepted":
-                accepted.append(_again(attempts[-1], result.program))
-        archives.add_attempts(archive, attempts)
-        past += [_seen(attempt) for attempt in attempts]
-        tries += len(attempts)
-        bar.update(min(len(accepted), wanted))
-    return accepted[:wanted]
+            return
+        heard(proposals)
+        made = _gated(notebook, proposer.name, proposals, generation, asked)
+        notebook.add(made)
 
 
-def _attempt(
-    archive: Archive,
-    proposer: Proposer,
-    proposal: Proposal,
-    result: candidates.CheckResult,
-    generation: int,
-    offset: int,
-    siblings: Iterable[Attempt],
-    seed: int,
-) -> Attempt:
-    before = archives.attempts(archive)
-    numbers = {attempt.name: attempt.number for attempt in before}
-    known = {a.hash: a.name for a in (*before, *siblings) if a.hash and a.status == "accepted"}
+def _gated(
+    notebook: Notebook, proposer: str, proposals: Sequence[Proposal], generation: int, seed: int
+) -> list[Attempt]:
+    """The gate's verdicts on one reply, as attempts."""
+    number, made = notebook.next_number, list[Attempt]()
+    taken, programs = set(notebook.numbers), dict(notebook.programs)
+    for proposal in proposals:
+        result = None if proposal.unanswered else candidates.check(proposal.source)
+        name = proposal.name
+        if not name.startswith(notebook.prefix):
+            name = notebook.prefix + name
+        while name in taken:
+            name += "_"
+        attempt = Attempt(
+            number=number + len(made),
+            generation=generation,
+            name=name,
+            operator=proposal.operator,
+            status="unanswered",
+            parents=tuple(notebook.numbers[p] for p in proposal.parents if p in notebook.numbers),
+            thought=proposal.thought,
+            reason=proposal.unanswered,
+            proposer=proposer,
+            model=proposal.model,
+            model_version=proposal.model_version,
+            request=proposal.request,
+            prompt_hash=proposal.prompt_hash,
+            raw_reply=proposal.raw_reply,
+            tokens_in=proposal.tokens_in,
+            tokens_out=proposal.tokens_out,
+            cost=proposal.cost,
+            seed=seed,
+        )
+        if result is not None:
+            attempt = _judged(attempt, proposal.source, result, programs)
+        made.append(attempt)
+        taken.add(name)
+        if attempt.status == "accepted" and attempt.hash:
+            programs[attempt.hash] = name
+    return made
+
+
+def _judged(attempt: Attempt, source: str, result: CheckResult, programs: Mapping[str, str]) -> Attempt:
     program = result.program
-    status, stage, reason = "accepted", None, None
-    if not result.accepted:
-        status, stage, reason = "rejected", result.stage, result.reason
-    elif program is not None and program.hash in known:
-        status, reason = "duplicate", f"the same program as {known[program.hash]}"
-    taken = {*numbers, *(a.name for a in siblings)}
-    name = proposal.name
-    while name in taken:
-        name += "_"
-    return Attempt(
-        number=len(before) + offset,
-        generation=generation,
-        name=name,
-        operator=proposal.operator,
-        status=status,  # type: ignore[arg-type]
-        parents=tuple(numbers[parent] for parent in proposal.parents if parent in numbers),
-        thought=proposal.thought,
-        source=proposal.source,
-        hash=None if program is None else program.hash,
-        stage=stage,
-        reason=reason,
-        proposer=proposer.name,
-        seed=seed,
-    )
+    attempt = replace(attempt, source=source, hash=None if program is None else program.hash)
+    if not result.accepted or program is None:
+        return replace(attempt, status="rejected", stage=result.stage, reason=result.reason)
+    if program.hash in programs:
+        return replace(attempt, status="duplicate", reason=f"the same program as {programs[program.hash]}")
+    return replace(attempt, status="accepted", reason=None)
 
 
-def _again(attempt: Attempt, program: Program | None = None) -> Contender:
+def _contender(attempt: Attempt) -> Contender:
     """An accepted attempt as a contender; its text passed the gate when it was first proposed."""
     assert attempt.source is not None
-    program = program or candidates.parse(attempt.source, attempt.name)
+    program: Program = candidates.parse(attempt.source, attempt.name)
     return Contender(attempt.name, program, "proposed", operator=attempt.operator, thought=attempt.thought)
-
-
-def _seen(attempt: Attempt) -> Scored:
-    # One that was accepted but not measured yet is shown as something not to propose again.
-    return Scored(
-        name=attempt.name,
-        source=attempt.source or "",
-        status="duplicate" if attempt.status == "accepted" else attempt.status,
-        reason=attempt.reason or "",
-        operator=attempt.operator,
-    )
 
 
 def _mixed(*parts: int) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from discojax.search.laboratory import Contender, Measured
-from discojax.search.statistics import Comparison, Samples, compare, lower_bound, survivors
+from discojax.search.statistics import Comparison, compare, lower_bound, survivors
 
-__all__ = ["judge", "keep_best", "merged"]
+__all__ = ["judge", "keep_best"]
 
 _BELIEF = 0.8  # of the bound that racing ranks by: with two seeds, 0.95 would rank by luck in the error
 
@@ -34,7 +34,6 @@ def keep_best(
     comparisons: Mapping[str, Comparison],
     keep: int,
     *,
-    always: Sequence[str] = (),
     proposed: int = 0,
 ) -> list[Contender]:
     """The `keep` highest lower confidence bounds of the difference to the baseline, best first.
@@ -45,7 +44,6 @@ def keep_best(
       contenders: those of the round.
       comparisons: of each with the baseline.
       keep: how many go on.
-      always: names that go on besides.
       proposed: how many of the places are kept for the best that were proposed: a search that
         sends on the library alone has found nothing, whatever else it knows.
     """
@@ -54,17 +52,10 @@ def keep_best(
     order = [contenders[i] for i in survivors(bounds, names, len(names))]
     reserved = [contender for contender in order if contender.origin == "proposed"][: min(proposed, keep)]
     rest = [contender for contender in order if contender not in reserved][: keep - len(reserved)]
-    going = [c for c in order if c in reserved or c in rest]
-    return going + [c for c in contenders if c.name in always and c not in going]
+    return [c for c in order if c in reserved or c in rest]
 
 
 def _bound(comparison: Comparison) -> float:
     if comparison.verdict == "failed":
         return float("nan")
     return 0.0 if comparison.verdict == "baseline" else lower_bound(comparison.difference, _BELIEF)
-
-
-def merged(first: Measured, second: Measured) -> Measured:
-    """Two measurements of the same round, of different contenders."""
-    samples: dict[str, Samples] = {**first.samples, **second.samples}
-    return Measured(samples, first.sft, first.sft_by_seed)

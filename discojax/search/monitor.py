@@ -1,0 +1,75 @@
+"""What a person sees of a search under way: how busy the lanes are, what is proposed, what was spent."""
+
+from __future__ import annotations
+
+import time
+
+from discojax.config import Config
+from discojax.population.training import Progress
+from discojax.proposers.budget import left
+from discojax.search.display import Display
+from discojax.search.ledger import RunLedger
+from discojax.search.rungs import lane_steps, rung_trial, shares
+from discojax.search.schedule import Schedule
+
+__all__ = ["Monitor", "planned"]
+
+_EVERY = 2.0  # seconds between looks at what was spent
+
+
+class Monitor:
+    """Three bars: lane-steps, candidates, and the share of the budget, where there is one."""
+
+    def __init__(
+        self, config: Config, screen: Display, lanes: int, schedule: Schedule, ledger: RunLedger, arms: int
+    ):
+        self.config, self.lanes, self.schedule, self.ledger = config, lanes, schedule, ledger
+        self.say = screen.say
+        self.lanes_bar = screen.bar("search", planned(config, arms))
+        self.candidates_bar = screen.bar("candidates", arms * config.search.candidates)
+        budget = config.budget
+        limited = any(
+            x is not None for x in (budget.dollars, budget.tokens, budget.candidates, budget.minutes)
+        )
+        self.budget_bar = screen.bar("budget", 100) if limited else None
+        self._looked = 0.0
+
+    def trained(self, report: Progress) -> None:
+        """After every call to the device."""
+        done = min(self.lanes_bar.done + report.useful, self.lanes_bar.total - 1)
+        self.lanes_bar.update(
+            done, f"search: {report.busy} of {self.lanes} lanes busy, {self.schedule.queued} jobs waiting"
+        )
+        self._spent()
+
+    def arrived(self) -> None:
+        """After every accepted candidate."""
+        self.candidates_bar.advance()
+        self._spent()
+
+    def done(self) -> None:
+        """When the search has ended: it may have taken less than was planned."""
+        self.lanes_bar.update(self.lanes_bar.total, "search")
+        self._looked = 0.0
+        self._spent()
+
+    def _spent(self) -> None:
+        if self.budget_bar is None or time.monotonic() - self._looked < _EVERY:
+            return
+        self._looked = time.monotonic()
+        spent = self.ledger.spent()
+        used = [f"{spent.seconds / 60:.0f} min", f"{spent.candidates} candidates"]
+        if spent.requests:
+            used = [spent.cost, f"{spent.tokens:,} tokens", *used]
+        share = round(100 * (1 - left(self.config.budget, spent)))
+        self.budget_bar.update(share, f"budget: {', '.join(used)}")
+
+
+def planned(config: Config, arms: int) -> int:
+    """The lane-steps of a search whose proposers find as many candidates as are wanted."""
+    brackets = [len(config.search.library)] + arms * [share for share in shares(config) if share]
+    total = 0
+    for number, (_, _, keep) in enumerate(config.search.rungs):
+        entering = sum(min(keep, size) if number else size for size in brackets)
+        total += lane_steps(rung_trial(config, number), entering + (number > 0))
+    return total

@@ -1,0 +1,81 @@
+"""Prefetching: candidates are proposed in a thread of their own, so that no lane waits for a proposer."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from discojax.search.schedule import Schedule
+
+__all__ = ["Prefetcher"]
+
+Ask = TypeVar("Ask")
+Found = TypeVar("Found")
+
+
+class Prefetcher(Generic[Ask, Found]):
+    """Answers asks one after the other, in the order they were made, while the schedule's thread trains.
+
+    Args:
+      schedule: which is told.
+      propose: yields what there is for an ask; it runs in the thread, and must look at `stopping`
+        before anything that takes long.
+      arrived: told each thing as it comes, in the schedule's thread.
+      closed: told, there too, when there is no more for the ask.
+
+    Attributes:
+      stopping: whether it was told to end.
+      working: whether an ask is being answered.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        propose: Callable[[Ask], Iterator[Found]],
+        arrived: Callable[[Ask, Found], None],
+        closed: Callable[[Ask], None],
+    ):
+        self.schedule = schedule
+        self.propose, self.arrived, self.closed = propose, arrived, closed
+        self.stopping = threading.Event()
+        self.working = False
+        self._asks: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
+        # A daemon: a second Ctrl-C ends the program, whatever a server is still doing.
+        self._thread = threading.Thread(target=self._work, daemon=True, name="proposer")
+
+    def ask(self, ask: Ask) -> None:
+        """Begins on this as soon as what was asked before is answered."""
+        self.schedule.promise()
+        self._asks.put(ask)
+        if not self._thread.ident:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread, once a request that is under way is answered: it may have been paid for."""
+        self.stopping.set()
+        self._asks.put(None)
+        if self._thread.ident:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (ask := self._asks.get()) is not None and not self.stopping.is_set():
+            self.working = True
+            try:
+                for found in self.propose(ask):
+                    self.schedule.post(lambda ask=ask, found=found: self.arrived(ask, found))  # type: ignore[misc]
+            except BaseException as error:  # the thread that trains raises it
+                self.schedule.post(lambda error=error: _raise(error))  # type: ignore[misc]
+                return
+            finally:
+                self.working = False
+            self.schedule.post(lambda ask=ask: self._close(ask))  # type: ignore[misc]
+
+    def _close(self, ask: Ask) -> None:
+        self.schedule.keep()
+        self.closed(ask)
+
+
+def _raise(error: BaseException) -> None:
+    raise error

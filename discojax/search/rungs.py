@@ -1,0 +1,106 @@
+"""The rungs of the race: what is measured at each, on which seeds, and how much that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from discojax.config import Config
+from discojax.errors import UserError
+from discojax.search.laboratory import Measured, Trial
+from discojax.search.racing import judge
+from discojax.search.statistics import Comparison
+
+__all__ = [
+    "BASELINE",
+    "chunk_budgets",
+    "elite_trial",
+    "final_trial",
+    "judged",
+    "lane_steps",
+    "rung_trial",
+    "seeds",
+    "shares",
+]
+
+BASELINE = "dpo"
+_FINAL = 1000  # the rung of the held-out evaluation
+_APART = 100  # seeds of one rung at most
+
+
+def rung_trial(config: Config, number: int) -> Trial:
+    """A rung of every bracket. All brackets share its seeds, so the baseline's lanes are measured once."""
+    count, steps, _ = config.search.rungs[number]
+    return _trial(config, number, "search", count, steps)
+
+
+def elite_trial(config: Config) -> Trial:
+    """Where the best of all brackets are measured again: on seeds and prompts that chose none of them."""
+    count, steps, _ = config.search.elites
+    return _trial(config, len(config.search.rungs), "select", count, steps)
+
+
+def final_trial(config: Config) -> Trial:
+    """The held-out evaluation."""
+    evaluation = config.evaluation
+    task = config.task.held_out
+    chosen = seeds(config, _FINAL, evaluation.seeds)
+    return Trial(_FINAL, task, "report", evaluation.steps, config.search.betas, chosen, evaluation.prompts)
+
+
+def _trial(config: Config, number: int, split: str, count: int, steps: int) -> Trial:
+    return Trial(
+        number,
+        config.task.name,
+        split,
+        steps,
+        config.search.betas,
+        seeds(config, _APART * number, count),
+        config.evaluation.search_prompts,
+    )
+
+
+def seeds(config: Config, start: int, count: int) -> tuple[int, ...]:
+    """Training seeds of a round: disjoint between rounds and between runs of different seeds."""
+    return tuple(10_000 * config.run.seed + start + i for i in range(count))
+
+
+def shares(config: Config) -> list[int]:
+    """How many candidates each generation has, the first first.
+
+    >>> from discojax.config import load
+    >>> shares(load(None, ["search.candidates=10", "search.generations=4"]))
+    [2, 2, 3, 3]
+    """
+    left, generations = config.search.candidates, config.search.generations
+    return [(left * (i + 1)) // generations - (left * i) // generations for i in range(generations)]
+
+
+def lane_steps(trial: Trial, objectives: int) -> int:
+    """Optimisation steps that a trial of so many objectives takes, over all of its lanes."""
+    return trial.steps * len(trial.betas) * len(trial.seeds) * objectives
+
+
+def judged(config: Config, measured: Measured) -> dict[str, Comparison]:
+    """Every contender against the baseline.
+
+    Raises:
+      UserError: the baseline has no beta at which all of its lanes trained.
+    """
+    try:
+        return judge(
+            measured,
+            BASELINE,
+            budget=config.evaluation.kl_budget,
+            replicates=config.evaluation.bootstrap,
+            confidence=config.evaluation.confidence,
+            seed=config.run.seed,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"{BASELINE} itself diverged at every beta ({error}): lower population.learning_rate."
+        ) from error
+
+
+def chunk_budgets(config: Config) -> Sequence[int]:
+    """The step budgets that lanes have in this run."""
+    return sorted({steps for _, steps, _ in (*config.search.rungs, config.search.elites)})
