@@ -1,0 +1,107 @@
+"""Model FLOPs utilisation of the training step, and how its cost grows.
+
+Operations are counted from the model's shape (`policies.flops`), nothing twice, and checked against
+the compiler's count of the same gradient without loops. The peak is the device's own: on an
+accelerator its data sheet's, on a CPU the fastest matrix product measured in the same run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.measuring import TINY_GPT2, Row, policy, timed
+from benchmarks.steps import PAIRS, PROMPT, TOKENS, population
+from discojax.policies.decoder import DecoderConfig
+from discojax.policies.flops import forward_flops, gradient_flops
+
+__all__ = ["growth", "rows"]
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "v5 lite": 197e12, "v5p": 459e12, "v6": 918e12}
+"""Dense bfloat16 operations a second, from the makers' data sheets."""
+
+GPT2 = DecoderConfig(
+    vocab_size=50_257, layers=12, width=768, heads=12, max_length=1024, norm="layer", norm_eps=1e-5,
+    qkv_bias=True, attention_output_bias=True, mlp_bias=True,
+)  # fmt: skip
+
+
+def rows(*, quick: bool = False) -> list[Row]:
+    """The table's lines on utilisation."""
+    accelerator = jax.default_backend() != "cpu"
+    peak, source = _peak()
+    cases = [("tiny GPT-2, 16 lanes", TINY_GPT2, 16, PAIRS, PROMPT, TOKENS, "float32")]
+    if accelerator:
+        cases += [("GPT-2 (124M), 4 lanes, bf16", GPT2, 4, 16, 128, 384, "bfloat16")]
+    result = []
+    for name, config, lanes, pairs, prompt, tokens, dtype in cases:
+        call, work = population(
+            lanes, config=config, pairs=pairs, prompt=prompt, tokens=tokens, dtype=dtype, chunk=2
+        )
+        seconds = float(np.median([timed(call) for _ in range(3 if quick else 7)])) / work
+        needed = gradient_flops(config, sequences=2 * pairs, time=prompt + tokens - 1, predicted=tokens)
+        result.append(
+            Row(f"utilisation, {name}", f"{needed / seconds / 1e9:,.0f}", f"{peak / 1e9:,.0f}",
+                needed / seconds / peak, f"GFLOP/s against {source}")
+        )  # fmt: skip
+    result.append(_cross_check())
+    return result
+
+
+def growth(*, quick: bool = False) -> list[Row]:
+    """How a lane-step's cost grows with lanes, tokens and vocabulary, over that of the tiny GPT-2's own."""
+    base: float | None = None
+    result = []
+    for what, lanes, changes in (
+        ("4 lanes, 48 tokens, vocabulary 8,192", 4, {}),
+        ("16 lanes", 16, {}),
+        ("96 tokens", 4, {"tokens": 2 * TOKENS}),
+        ("vocabulary 32,768", 4, {"vocab_size": 32_768}),
+    ):
+        tokens = changes.get("tokens", TOKENS)
+        config = replace(
+            TINY_GPT2, vocab_size=changes.get("vocab_size", 8192), max_length=max(64, PROMPT + tokens)
+        )
+        call, work = population(lanes, config=config, tokens=tokens, chunk=1)
+        seconds = float(np.median([timed(call) for _ in range(3 if quick else 7)])) / work
+        base = base or seconds
+        asked = {"sequences": 2 * PAIRS, "time": PROMPT + tokens - 1, "predicted": tokens}
+        plain = {"sequences": 2 * PAIRS, "time": PROMPT + TOKENS - 1, "predicted": TOKENS}
+        more = gradient_flops(config, **asked) / gradient_flops(TINY_GPT2, **plain)
+        result.append(
+            Row(f"growth: {what}", f"{1e3 * seconds:.3g}", f"{1e3 * base:.3g}", base * more / seconds,
+                f"ms a lane-step; {more:.2f} times the operations, ratio of throughput")
+        )  # fmt: skip
+    return result
+
+
+def _cross_check() -> Row:
+    graph, params = policy()
+    ids = jnp.zeros((2 * PAIRS, PROMPT + TOKENS), jnp.int32)
+
+    def total(params):
+        model = nnx.merge(graph, params)
+        return jnp.sum((model.hidden(ids) @ model.head.T) ** 2)
+
+    compiler = jax.jit(jax.grad(total)).lower(params).compile().cost_analysis()["flops"]
+    time = PROMPT + TOKENS
+    ours = 3 * forward_flops(TINY_GPT2, sequences=2 * PAIRS, time=time, predicted=time, causal=False)
+    return Row("operations of a gradient, our count against the compiler's", f"{ours / 1e9:.2f}",
+               f"{compiler / 1e9:.2f}", ours / compiler, "GFLOP, dense attention and logits")  # fmt: skip
+
+
+def _peak() -> tuple[float, str]:
+    kind = jax.devices()[0].device_kind
+    for name, peak in PEAKS.items():
+        if name in kind:
+            return peak * jax.device_count(), f"{name}'s bf16 peak"
+    n = 2048
+    x = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(product(x))
+    fastest = min(timed(lambda: product(x)) for _ in range(10))
+    return 2 * n**3 / fastest, f"the fastest {n} x {n} product here"
