@@ -65,9 +65,9 @@ def lay_foundation(
         report("reward models", done, len(rewards.ROLES))
         models[fold] = rewards.build(texts, fold, root=root)
     report("reward models", len(rewards.ROLES), len(rewards.ROLES))
-    fold = reviews.fold(texts, None, "policy")
+    corpus = reviews.fold(texts, None, "policy")
     graph, params, loss = building.supervised(
-        fold.sha256, lambda: _windows(fold.texts, tokens, config.policy.max_length), tokens, config,
+        corpus.sha256, lambda: _windows(corpus.texts, tokens, config.policy.max_length), tokens, config,
         root=root, report=report,
     )  # fmt: skip
     return Foundation(tokens, models, graph, params, loss, _all_prompts(texts, tokens, config))

@@ -15,7 +15,7 @@ from discojax.errors import UserError
 from discojax.policies.sampling import sample
 from discojax.tasks.types import Prompts, Reward, SamplingConfig, read
 
-__all__ = ["sample_pairs"]
+__all__ = ["sample_completions", "sample_pairs"]
 
 _ROWS = 256
 
@@ -72,6 +72,21 @@ def sample_pairs(
         append_eos=False,
         max_completion=config.tokens,
     )
+
+
+def sample_completions(
+    graph: nnx.GraphDef,
+    params: Any,
+    prompts: Prompts,
+    *,
+    config: SamplingConfig,
+    decode: Callable[[Sequence[Sequence[int]]], list[str]],
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """One completion of each prompt, in words."""
+    ids, lengths = _sample_all(_sampler(graph, config), params, prompts, seed, progress)
+    return read(decode, ids, prompts.lengths, lengths)[1]
 
 
 def _sampler(graph: nnx.GraphDef, config: SamplingConfig):

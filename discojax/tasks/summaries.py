@@ -1,0 +1,277 @@
+"""The packaged stand-in for TL;DR: say in one line what a docstring is about.
+
+The text below a docstring's first line is the post, and that line the human's summary. What people
+chose is not known here, so the reward models learn what can be known: to tell the human's summary from
+one that the supervised policy sampled for the same post. They are trained on disjoint folds of posts,
+one each to label pairs, to score the search and to report, and are proxies, which reports call them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from discojax.data import cache, tokenizer
+from discojax.data.pairs import Pairs
+from discojax.data.readers import Broken, read_rows
+from discojax.errors import UserError
+from discojax.tasks import building, overlap
+from discojax.tasks.sampled_pairs import sample_completions
+from discojax.tasks.types import Prompts, Report, Task, TaskConfig
+
+__all__ = ["MARKER", "ROLES", "bodies_of", "build"]
+
+MARKER = "\n\ntl;dr:"
+"""What stands between a post and its summary, in training as in evaluation."""
+
+ROLES = {
+    "policy": 0.45,  # the policy's supervised text, and the prompts of the pairs it is trained on
+    "reward_label": 0.12,  # posts whose summaries train the reward model that labels those pairs,
+    "reward_search": 0.10,  # the one that scores candidates while the search runs,
+    "reward_report": 0.15,  # and the one behind the reported numbers
+    "prompts_search": 0.04,  # evaluation posts of the search,
+    "prompts_select": 0.04,  # of the choice of learning rates, betas and finalists,
+    "prompts_report": 0.10,  # and of the report
+}
+"""The share of posts that each role has."""
+
+_SPLITS = {"search": "reward_search", "select": "reward_search", "report": "reward_report"}
+
+
+class Posts(NamedTuple):
+    """Posts in tokens, with the summary that a person wrote of each.
+
+    Attributes:
+      prompts: the posts, shortened to fit, each with `MARKER` behind it.
+      references: the summaries, as the tokenizer writes them (in lower case).
+      summaries: the same in tokens, their end of sequence included.
+    """
+
+    prompts: Prompts
+    references: list[str]
+    summaries: list[list[int]]
+
+    def take(self, rows: slice) -> Posts:
+        """Some of them."""
+        return Posts(
+            Prompts(*(array[rows] for array in self.prompts)), self.references[rows], self.summaries[rows]
+        )
+
+
+@dataclass(frozen=True)
+class _Left:
+    """How many posts could not be used, and how many were shortened."""
+
+    long_summaries: int
+    shortened: int
+
+
+def build(
+    config: TaskConfig,
+    *,
+    source: str | None = None,
+    name: str = "tldr",
+    root: Path | str | None = None,
+    report: Report = lambda what, done, total: None,
+) -> Task:
+    """Builds the task, or reads it from the cache.
+
+    Args:
+      config: see `TaskConfig`; `prompt_tokens` are a post's, `MARKER` included.
+      source: rows of `document` and `summary`, see `data.readers.read_rows`; by default the docstrings
+        of installed libraries, as our TFDS builder writes them.
+      name: what the task is called.
+      root: the cache's directory.
+      report: told how the building goes.
+
+    Raises:
+      UserError: the source cannot be read or has too few posts; prompts are too short for any.
+    """
+    documents = _documents(source, root, report)
+    tokens = _tokenizer([f"{body}{MARKER} {summary}" for body, summary in documents["policy"]], config, root)
+    marker = tokenizer.encode(tokens, MARKER)
+    if config.prompt_tokens < len(marker) + 8:
+        raise UserError(
+            f"task.prompt_tokens is {config.prompt_tokens}, too few for a post to summarise: "
+            "give it 64 or more, or use `--config tldr`."
+        )
+    posts, left = {}, {}
+    for role, rows in documents.items():
+        posts[role], left[role] = _posts(rows, tokens, marker, config)
+    graph, params, loss = building.supervised(
+        cache.content_hash([list(posts["policy"].prompts), posts["policy"].references]),
+        lambda: _sequences(posts["policy"], config),
+        tokens, config, root=root, report=report,
+    )  # fmt: skip
+
+    def sampled(role: str) -> list[str]:
+        return sample_completions(
+            graph, params, posts[role].prompts, config=config.sampling, seed=config.seed + 7919,
+            decode=_decoder(tokens),
+            progress=lambda done, total: report(f"summaries for the {role.replace('_', ' ')}", done, total),
+        )  # fmt: skip
+
+    weights = cache.content_hash([np.asarray(x) for x in jax.tree.leaves(params)])
+    models = {
+        role: _reward(role, posts[role], sampled, tokens, weights, config, root)
+        for role in ("reward_label", "reward_search", "reward_report")
+    }
+
+    def pairs(given: Prompts, count: int) -> tuple[Pairs, int]:
+        label = models["reward_label"]
+        return building.preference_pairs(
+            name, graph, params, given, tokens, label.logit, label.sha256, count, config,
+            root=root, report=report,
+        )  # fmt: skip
+
+    splits = {split: posts[f"prompts_{split}"] for split in _SPLITS}
+    held_out = None
+    if config.held_out_pairs:
+        spare = config.held_out_pairs + config.held_out_pairs // 20 + 8
+        whole = splits["report"]
+        if len(whole.references) < spare + 2:
+            raise UserError(
+                f"{name} has {len(whole.references)} posts to report on, too few to take "
+                f"{config.held_out_pairs} held-out pairs from: lower evaluation.held_out_pairs."
+            )
+        splits["report"] = whole.take(slice(None, -spare))
+        held_out, _ = pairs(whole.take(slice(-spare, None)).prompts, config.held_out_pairs)
+    spare = config.pairs + config.pairs // 20 + 8
+    training, dropped = pairs(posts["policy"].take(slice(spare)).prompts, config.pairs)
+    return building.finish(
+        name, graph, params, tokens, config,
+        pairs=training,
+        held_out=held_out,
+        prompts={split: found.prompts for split, found in splits.items()},
+        reward={split: models[role].score for split, role in _SPLITS.items()},
+        rewards={
+            "label": models["reward_label"].sha256,
+            **{split: models[role].sha256 for split, role in _SPLITS.items()},
+        },
+        references={split: found.references for split, found in splits.items()},
+        facts={
+            "pairs left out": dropped,
+            "supervised loss": loss,
+            "proxy accuracy": {role: model.metadata["accuracy"] for role, model in models.items()},
+            "posts left out for a summary that is too long": sum(n.long_summaries for n in left.values()),
+            "posts shortened": sum(n.shortened for n in left.values()),
+        },
+    )  # fmt: skip
+
+
+def _documents(source: str | None, root, report: Report) -> dict[str, list[tuple[str, str]]]:
+    """Post and summary of every document, by role. The role is a hash of the post's."""
+    report("documents", 0, 1)
+    if source is None:
+        from discojax.tasks import builders  # imports TFDS
+
+        source = str(builders.prepare(builders.Docstrings, root))
+    found: dict[str, tuple[str, str]] = {}
+    for _, row in read_rows(source, "train"):
+        if isinstance(row, Broken):
+            continue
+        body, summary = (_text(row.get(key)) for key in ("document", "summary"))
+        if body and summary:
+            found.setdefault(body.lower(), (body, summary))
+    roles: dict[str, list[tuple[str, str]]] = {role: [] for role in ROLES}
+    points = {key: hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in found}
+    for key in sorted(found, key=points.__getitem__):
+        # Two numbers of one hash: the order within a role does not follow from the role.
+        point = int.from_bytes(points[key][8:16], "big") / 2**64
+        ends = zip(ROLES, accumulate(ROLES.values()), strict=True)
+        roles[next((role for role, end in ends if point < end), "prompts_report")].append(found[key])
+    if short := [role for role, rows in roles.items() if len(rows) < 2]:
+        raise UserError(
+            f"{source} has {len(found)} documents with a `document` and a `summary`, too few to give each "
+            f"part of the evaluation its own ({short[0]} has none)."
+        )
+    report("documents", 1, 1)
+    return roles
+
+
+def _text(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return " ".join(text.split()) if isinstance(text, str) else ""
+
+
+def _tokenizer(texts: Sequence[str], config: TaskConfig, root) -> Tokenizer:
+    inputs = {
+        "texts": cache.content_hash(list(texts)),
+        "vocab_size": config.policy.vocab_size,
+        "version": tokenizer.VERSION,
+    }
+
+    def make(directory: Path) -> None:
+        trained = tokenizer.train(texts, config.policy.vocab_size)
+        cache.write_bytes(directory / "tokenizer.json", trained.to_str(pretty=True).encode())
+
+    return tokenizer.load(cache.build("tokenizer", inputs, make, root) / "tokenizer.json")
+
+
+def _posts(rows: Sequence[tuple[str, str]], tokens: Tokenizer, marker: list[int], config: TaskConfig):
+    """Posts whose human summary fits into a completion: one that is cut would be judged for its end."""
+    room = config.prompt_tokens - len(marker)
+    bodies = tokenizer.encode_batch(tokens, [body for body, _ in rows])
+    summaries = tokenizer.encode_batch(tokens, [f" {summary}" for _, summary in rows])
+    kept = [
+        (body, [*summary, tokenizer.EOS])
+        for body, summary in zip(bodies, summaries, strict=True)
+        if len(summary) < config.completion_tokens
+    ]
+    prompts = [[tokenizer.BOS, *body[:room], *marker] for body, _ in kept]
+    width = 1 + config.prompt_tokens
+    ids = np.asarray([row + [tokenizer.PAD] * (width - len(row)) for row in prompts], np.int32)
+    lengths = np.asarray([len(row) for row in prompts], np.int32)
+    references = tokens.decode_batch([summary for _, summary in kept], skip_special_tokens=True)
+    shortened = sum(len(body) > room for body, _ in kept)
+    found = Posts(Prompts(ids.reshape(-1, width), lengths), references, [summary for _, summary in kept])
+    return found, _Left(len(rows) - len(kept), shortened)
+
+
+def _sequences(posts: Posts, config: TaskConfig):
+    both = zip(posts.prompts.rows(), posts.summaries, strict=True)
+    rows = [[*prompt, *summary] for prompt, summary in both]
+    time = config.policy.max_length
+    padded = [row[:time] + [tokenizer.PAD] * (time - len(row)) for row in rows]
+    return np.asarray(padded, np.int32), np.asarray([min(len(row), time) for row in rows], np.int32)
+
+
+def _reward(role: str, posts: Posts, sampled, tokens, weights: str, config: TaskConfig, root):
+    """The cached reward model of a fold: the human's summary against one sampled for the same post."""
+    import sklearn
+
+    inputs = {
+        "posts": cache.content_hash([list(posts.prompts), posts.references]),
+        "weights": weights,
+        "policy": {"heads": config.policy.heads},
+        "temperature": config.temperature,
+        "tokens": config.completion_tokens,
+        "seed": config.seed,
+        "version": overlap.VERSION,
+        "sklearn": sklearn.__version__,
+    }
+
+    def make(directory: Path) -> None:
+        bodies = bodies_of(_decoder(tokens)(posts.prompts.rows()))
+        overlap.save(directory, overlap.train(bodies, posts.references, sampled(role), config.seed))
+
+    return overlap.load(cache.build(role.replace("_", "-"), inputs, make, root), bodies_of)
+
+
+def bodies_of(prompts: Sequence[str]) -> list[str]:
+    """The posts of prompts, without `MARKER` behind them."""
+    return [prompt.removesuffix(MARKER) for prompt in prompts]
+
+
+def _decoder(tokens: Tokenizer):
+    return lambda rows: tokens.decode_batch(
+        [[int(i) for i in row] for row in rows], skip_special_tokens=True
+    )  # fmt: skip
