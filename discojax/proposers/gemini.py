@@ -15,8 +15,8 @@ from discojax.proposers.sdk import SdkClient, as_number, count_tokens, load, raw
 
 __all__ = ["FEATURES", "KEY_NAMES", "Gemini", "openapi", "read_reply"]
 
-KEY_NAMES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
-"""Environment variables that hold the key, as Google's SDKs have them."""
+KEY_NAMES = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+"""Environment variables that hold the key, in the order in which `google-genai` reads them."""
 
 _ADDRESS = "https://generativelanguage.googleapis.com"
 _LEVELS = ("minimal", "low", "medium", "high")
@@ -56,7 +56,7 @@ class Gemini(SdkClient):
         says what it stood for.
       base_url: of another server that speaks this API; by default Google's, or what the environment
         variable GOOGLE_GEMINI_BASE_URL says.
-      key_variable: the environment variable with the key; by default GEMINI_API_KEY or GOOGLE_API_KEY.
+      key_variable: the environment variable with the key; by default GOOGLE_API_KEY or GEMINI_API_KEY.
       thinking: tokens to think at most (0: none, -1: as many as the model likes), or a level of
         "minimal", "low", "medium", "high".
       api_version: "v1beta" or "v1".

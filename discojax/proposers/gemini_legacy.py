@@ -30,7 +30,7 @@ class GeminiLegacy(SdkClient):
     Args:
       model: such as `gemini-flash-latest`.
       base_url: of another server that speaks this API.
-      key_variable: the environment variable with the key; by default GEMINI_API_KEY or GOOGLE_API_KEY.
+      key_variable: the environment variable with the key; by default GOOGLE_API_KEY or GEMINI_API_KEY.
 
     Raises:
       UserError: if the SDK is not installed.

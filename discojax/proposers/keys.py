@@ -40,7 +40,7 @@ def read(names: tuple[str, ...], used_for: str) -> str:
     if value is None:
         raise ClientError(
             f"There is no key for {used_for}: set the environment variable {' or '.join(names)}, "
-            f"for example with `export {names[0]}=...`.",
+            f"for example with `export {names[-1]}=...`.",
             "fatal",
         )
     if not value.isascii() or not value.isprintable() or " " in value:

@@ -8,6 +8,7 @@ executed, and what is read is bounded, so that no reply can hang or fill the mem
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import keyword
 import re
@@ -95,11 +96,11 @@ def read(text: str, finish: Finish = "stop", detail: str = "") -> tuple[Draft, .
       detail: what the server said of an answer it withheld.
     """
     text = _clean(text[:_LONGEST_TEXT]).replace("\r\n", "\n").replace("\r", "\n")
-    text = without_thoughts(text).strip()
+    text = without_thoughts(text)
     if finish in ("safety", "recitation"):  # what may be there is a fragment
         why = "unsafe" if finish == "safety" else "a recitation of known text"
         return Untidy(f"The server withheld the answer as {why}{_said(detail)}.", "ask_again")
-    if not text:
+    if not text.strip():
         if finish == "length":
             why = "The limit of tokens was reached before anything was written"
             return Untidy(f"{why}: thinking may have taken them all.", "more_tokens")
@@ -255,8 +256,7 @@ def _function(text: str, cut: bool = False) -> tuple[str, str]:
     start = re.search(r"^[ \t]*def ", text, re.MULTILINE)
     if start is None:
         return "", ""
-    rest = textwrap.dedent(text[start.start() :][:_LONGEST_CODE])
-    rest = rest.lstrip(" \t")
+    rest, more = _outdented(text[start.start() :][:_LONGEST_CODE])
     flaw = ""
     block = rest
     for _ in range(_MOST_CUTS):
@@ -277,10 +277,18 @@ def _function(text: str, cut: bool = False) -> tuple[str, str]:
             break
         lines = rest.split("\n")
         code = "\n".join(lines[function.lineno - 1 : function.end_lineno])
-        if cut and not "".join(lines[function.end_lineno :]).strip():
+        if cut and not more and not "".join(lines[function.end_lineno :]).strip():
             return "", "the function has no end"
         return code, ""
     return "", flaw
+
+
+def _outdented(text: str) -> tuple[str, bool]:
+    """The lines indented at least as the first one is, without that, and whether others follow."""
+    margin = text[: len(text) - len(text.lstrip(" \t"))]
+    lines = text.split("\n")
+    kept = list(itertools.takewhile(lambda line: line.startswith(margin) or not line.strip(), lines))
+    return "\n".join(line[len(margin) :] for line in kept), len(kept) < len(lines)
 
 
 def _shortened(block: str, line: int) -> tuple[str, bool]:

@@ -207,8 +207,7 @@ WORDS = (
 ODD = st.recursive(
     JSON,
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(WORDS.split()), inner, max_size=4)
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS.split()), inner, max_size=4)
     ),
     max_leaves=15,
 )
