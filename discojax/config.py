@@ -80,8 +80,8 @@ class Task:
     is that of all this data, which runs of different seeds share.
     """
 
-    name: Literal["rotten_tomatoes", "imdb"] = "rotten_tomatoes"
-    held_out: Literal["rotten_tomatoes", "imdb"] = "imdb"
+    name: Literal["rotten_tomatoes", "imdb", "tldr"] = "rotten_tomatoes"
+    held_out: Literal["rotten_tomatoes", "imdb", "tldr"] = "imdb"
     prompt_tokens: Annotated[int, Range(least=2)] = 6
     completion_tokens: Count = 16
     pairs: Count = 2000
@@ -106,10 +106,14 @@ class Population:
 
     A lane takes up to `chunk` steps in one call to the device. `implementation` lays lanes over a
     device one after another (`map`) or all at once (`vmap`); `auto` takes what suits the backend.
+    Policies compute in `dtype`; weights, losses and optimisers are float32 in either case. A batch
+    is taken in `accumulate` parts, of which only one's activations are in memory at a time.
     """
 
     lanes: Count = 16
     batch: Count = 16
+    accumulate: Count = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
     chunk: Count = 8
     learning_rate: Positive = 2e-3
     implementation: Literal["auto", "vmap", "map"] = "auto"
@@ -206,10 +210,22 @@ class Evaluation:
     evaluation, which trains afresh at `seeds` seeds for `steps` steps. The score is the area under the
     reward-KL frontier up to `kl_budget`, in nats a completion; intervals, from `bootstrap` replicates,
     are at `confidence`.
+
+    `evaluate` measures `objectives`, each at the one of `learning_rates` (none: population.learning_rate)
+    that was best for it on other prompts, and preference accuracy on `held_out_pairs`. `judge` compares
+    completions with a person's and with the supervised policy's: `proxy`, a reward model, or a language
+    model as SERVER:MODEL, such as `gemini:gemini-3.5-flash`; `judged` prompts are shown to it.
     """
 
     finalists: Natural = 3
     baselines: tuple[str, ...] = ("dpo", "ipo", "slic", "discopop")
+    objectives: tuple[str, ...] = (
+        "dpo", "slic", "kto_pair", "dbaql", "padll", "aqfl", "cell", "discopop", "pfl",
+    )  # fmt: skip
+    learning_rates: tuple[Positive, ...] = ()
+    held_out_pairs: Natural = 200
+    judge: str = "proxy"
+    judged: Annotated[int, Range(least=2)] = 128
     seeds: Annotated[int, Range(least=2)] = 3
     steps: Count = 40
     search_prompts: Annotated[int, Range(least=2)] = 128
