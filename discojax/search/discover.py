@@ -8,41 +8,28 @@ the same again, and ends as it would have.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from discojax import candidates, objectives
-from discojax.config import Config, dump
+from discojax.config import Config
 from discojax.data import cache
 from discojax.errors import UserError
-from discojax.policies.decoder import DecoderConfig
-from discojax.policies.sft import SftConfig
-from discojax.population.backend import choose_implementation
-from discojax.population.engine import make_programs
-from discojax.population.mesh import make_mesh
-from discojax.population.step import StepConfig
-from discojax.population.training import chunk_for
 from discojax.proposers.budget import Spent
 from discojax.search import archive as archives
 from discojax.search import finals, proposals
-from discojax.search.archive import Archive
 from discojax.search.arms import SEARCH, make_arms
 from discojax.search.brackets import search
-from discojax.search.display import Bar, Display, display
+from discojax.search.display import display
 from discojax.search.finals import Control
-from discojax.search.laboratory import SFT, Contender, Laboratory, Measured, Trial, measure
+from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
 from discojax.search.ledger import RunLedger
+from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.records import plain
-from discojax.search.rungs import BASELINE, chunk_budgets, final_trial, judged, seeds
+from discojax.search.rungs import BASELINE, final_trial, judged, seeds
 from discojax.search.statistics import Comparison
-from discojax.tasks import reviews
-from discojax.tasks.measure import make_sampler
-from discojax.tasks.types import TaskConfig
 
 __all__ = ["BASELINE", "Outcome", "claim", "results", "run", "save_results", "train"]
 
@@ -97,9 +84,9 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
     for name in library:
         objectives.get(name)  # a misspelt name is told before an hour of work, not after
     candidates.warm()  # the checking process starts while the tasks are built
-    with _open(config, resume) as archive, display() as screen:
+    with open_run(config, resume) as archive, display() as screen:
         screen.say(f"Run [bold]{config.run.path}[/bold]: metrics.jsonl and archive.sqlite grow as it goes.")
-        laboratory = _laboratory(config, archive, (config.task.name, config.task.held_out), screen)
+        laboratory = build_laboratory(config, archive, (config.task.name, config.task.held_out), screen)
         contenders = proposals.admit_library(archive, library)
         known = {contender.name: contender for contender in contenders}
         ledger = RunLedger(archive)
@@ -133,11 +120,11 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
     Raises:
       UserError: an objective does not exist, or the gate rejects it.
     """
-    contenders = [_given(name) for name in dict.fromkeys((BASELINE, *names))]
+    contenders = [given(name) for name in dict.fromkeys((BASELINE, *names))]
     if len({c.name for c in contenders}) < len(contenders):
         raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
-    with _open(config, resume=False) as archive, display() as screen:
-        laboratory = _laboratory(config, archive, (config.task.name,), screen)
+    with open_run(config, resume=False) as archive, display() as screen:
+        laboratory = build_laboratory(config, archive, (config.task.name,), screen)
         trial = Trial(
             _TRAIN, config.task.name, "select", config.evaluation.steps, config.search.betas,
             seeds(config, _TRAIN, config.evaluation.seeds), config.evaluation.prompts,
@@ -153,96 +140,6 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
             0,
             len(contenders),
         )
-
-
-def _given(name: str) -> Contender:
-    if not (name.endswith(".py") or os.sep in name):
-        objective = objectives.get(name)
-        return Contender(objective.name, candidates.from_function(objective), "library")
-    try:
-        source = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} cannot be read as text: {error}.") from error
-    program = candidates.compile(source, Path(name).stem)
-    return Contender(program.name, program, "given")
-
-
-def _open(config: Config, resume: bool) -> Archive:
-    """The run's folder, with its resolved config, and its archive."""
-    folder = config.run.path
-    if not resume and (folder / "archive.sqlite").exists():
-        raise UserError(
-            f"{folder} already holds a run: go on with it by --resume {folder}, or choose run.name=ANOTHER."
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The run's folder {folder} cannot be made ({error.strerror}): "
-            "choose another with run.directory=FOLDER."
-        ) from error
-    # Where a run lies does not matter to what it finds, so a folder may be moved and resumed.
-    # Nor does its budget, which may be raised to go on.
-    identity = cache.content_hash({**asdict(config), "run": config.run.seed, "budget": None})
-    archive = archives.open_archive(folder / "archive.sqlite", identity)
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-    if resume:
-        archives.add_event(archive, "resumed")
-    return archive
-
-
-def _laboratory(config: Config, archive: Archive, names: Sequence[str], screen: Display) -> Laboratory:
-    bars: dict[str, Bar] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        stage = what.split(" (loss")[0]
-        if stage not in bars:
-            bars[stage] = screen.bar(what, total)
-        bars[stage].update(done, what)
-
-    settings = TaskConfig(
-        DecoderConfig(**asdict(config.policy)),
-        SftConfig(**asdict(config.sft)),
-        prompt_tokens=config.task.prompt_tokens,
-        completion_tokens=config.task.completion_tokens,
-        pairs=config.task.pairs,
-        completions=config.task.completions,
-        temperature=config.task.temperature,
-        label_temperature=config.task.label_temperature,
-        seed=config.task.seed,
-    )
-    foundation = reviews.lay_foundation(settings, report=report)
-    tasks = {
-        name: reviews.build(name, settings, foundation=foundation, report=report)
-        for name in dict.fromkeys(names)
-    }
-    first = next(iter(tasks.values()))
-    archives.set_meta(archive, "tasks", {name: dict(task.facts) for name, task in tasks.items()})
-    archives.set_meta(archive, "identities", {name: task.identity for name, task in tasks.items()})
-    mesh = make_mesh(*asdict(config.population.mesh).values())
-    implementation = choose_implementation(config.population.implementation)
-    chunk = chunk_for(chunk_budgets(config), config.population.chunk)
-    step = StepConfig(batch=config.population.batch, chunk=chunk, implementation=implementation)
-    archives.set_meta(
-        archive,
-        "hardware",
-        {"platform": jax.default_backend(), "devices": [d.device_kind for d in jax.devices()]},
-    )
-    return Laboratory(
-        make_programs(
-            first.graph,
-            first.params,
-            step,
-            lanes=config.population.lanes,
-            tokens=config.task.completion_tokens,
-            mesh=mesh,
-        ),
-        make_sampler(first.graph, first.sampling, mesh=mesh, implementation=implementation),
-        tasks,
-        archive,
-        config.population.learning_rate,
-        config.run.path / "metrics.jsonl",
-    )
 
 
 def results(outcome: Outcome) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+"""Opening a run: its folder and archive, its objectives, and the laboratory that measures them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+
+from discojax import candidates, objectives
+from discojax.config import Config, dump
+from discojax.data import cache
+from discojax.errors import UserError
+from discojax.policies.decoder import DecoderConfig
+from discojax.policies.sft import SftConfig
+from discojax.population.backend import choose_implementation
+from discojax.population.engine import make_programs
+from discojax.population.mesh import make_mesh, rows_per_device
+from discojax.population.step import StepConfig
+from discojax.population.training import chunk_for
+from discojax.search import archive as archives
+from discojax.search.archive import Archive
+from discojax.search.display import Bar, Display
+from discojax.search.laboratory import Contender, Laboratory
+from discojax.search.rungs import chunk_budgets
+from discojax.tasks import catalogue
+from discojax.tasks.measure import make_margins, make_sampler
+from discojax.tasks.types import Task, TaskConfig, assert_disjoint
+
+__all__ = ["build_laboratory", "build_tasks", "given", "open_run"]
+
+
+def given(name: str) -> Contender:
+    """An objective that the user names: of the library, or in a file of candidate text.
+
+    Raises:
+      UserError: it does not exist, or the gate rejects it.
+    """
+    if not (name.endswith(".py") or os.sep in name):
+        objective = objectives.get(name)
+        return Contender(objective.name, candidates.from_function(objective), "library")
+    try:
+        source = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} cannot be read as text: {error}.") from error
+    program = candidates.compile(source, Path(name).stem)
+    return Contender(program.name, program, "given")
+
+
+def open_run(config: Config, resume: bool) -> Archive:
+    """The run's folder, with its resolved config, and its archive.
+
+    Raises:
+      UserError: the folder holds another run, or cannot be made.
+    """
+    folder = config.run.path
+    if not resume and (folder / "archive.sqlite").exists():
+        raise UserError(
+            f"{folder} already holds a run: go on with it by --resume {folder}, or choose run.name=ANOTHER."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The run's folder {folder} cannot be made ({error.strerror}): "
+            "choose another with run.directory=FOLDER."
+        ) from error
+    # Where a run lies does not matter to what it finds, so a folder may be moved and resumed.
+    # Nor does its budget, which may be raised to go on.
+    identity = cache.content_hash({**asdict(config), "run": config.run.seed, "budget": None})
+    archive = archives.open_archive(folder / "archive.sqlite", identity)
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    if resume:
+        archives.add_event(archive, "resumed")
+    return archive
+
+
+def build_laboratory(
+    config: Config, archive: Archive, names: Sequence[str], screen: Display, *, held_out_pairs: int = 0
+) -> Laboratory:
+    """What measuring takes: the tasks, built or read from the cache, and the compiled programs.
+
+    Args:
+      config: of the run.
+      archive: where its measurements are kept.
+      names: of the tasks. That of `config.task.name` is searched on and that of `config.task.held_out`
+        reports; the two must share nothing.
+      screen: where progress is shown.
+      held_out_pairs: pairs of each task that nothing trains on, on which margins are measured.
+
+    Raises:
+      UserError: a task cannot be built, or what reports had a part in the search.
+    """
+    # First what can be wrong at once, and then what takes minutes.
+    mesh = make_mesh(*asdict(config.population.mesh).values())
+    implementation = choose_implementation(config.population.implementation)
+    step = StepConfig(
+        batch=config.population.batch,
+        chunk=chunk_for(chunk_budgets(config), config.population.chunk),
+        implementation=implementation,
+        dtype=config.population.dtype,
+        accumulate=config.population.accumulate,
+    )
+    rows_per_device(mesh, step.batch, step.accumulate)
+    tasks = build_tasks(config, names, screen, held_out_pairs=held_out_pairs)
+    first = next(iter(tasks.values()))
+    assert_disjoint(
+        [tasks[name] for name in (config.task.name,) if name in tasks],
+        [tasks[name] for name in (config.task.held_out,) if name in tasks],
+    )
+    archives.set_meta(archive, "tasks", {name: dict(task.facts) for name, task in tasks.items()})
+    archives.set_meta(archive, "identities", {name: task.identity for name, task in tasks.items()})
+    archives.set_meta(
+        archive,
+        "hardware",
+        {"platform": jax.default_backend(), "devices": [d.device_kind for d in jax.devices()]},
+    )
+    margins = None
+    if held_out_pairs:
+        margins = make_margins(
+            first.graph,
+            tokens=first.sampling.tokens,
+            mesh=mesh,
+            implementation=implementation,
+            dtype=step.dtype,
+        )
+    return Laboratory(
+        make_programs(
+            first.graph,
+            first.params,
+            step,
+            lanes=config.population.lanes,
+            tokens=config.task.completion_tokens,
+            mesh=mesh,
+        ),
+        make_sampler(first.graph, first.sampling, mesh=mesh, implementation=implementation, dtype=step.dtype),
+        tasks,
+        archive,
+        config.population.learning_rate,
+        config.run.path / "metrics.jsonl",
+        margins,
+    )
+
+
+def build_tasks(
+    config: Config, names: Sequence[str], screen: Display, *, held_out_pairs: int = 0
+) -> dict[str, Task]:
+    """The tasks of these names, by name."""
+    bars: dict[str, Bar] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        stage = what.split(" (loss")[0]
+        if stage not in bars:
+            bars[stage] = screen.bar(what, total)
+        bars[stage].update(done, what)
+
+    settings = TaskConfig(
+        DecoderConfig(**asdict(config.policy)),
+        SftConfig(**asdict(config.sft)),
+        prompt_tokens=config.task.prompt_tokens,
+        completion_tokens=config.task.completion_tokens,
+        pairs=config.task.pairs,
+        completions=config.task.completions,
+        temperature=config.task.temperature,
+        label_temperature=config.task.label_temperature,
+        seed=config.task.seed,
+        held_out_pairs=held_out_pairs,
+    )
+    return catalogue.build_all(names, settings, report=report)
