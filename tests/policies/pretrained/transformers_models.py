@@ -8,6 +8,7 @@ Run by `test_parity.py` in a Python that has torch, which need not be that of di
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,115 +19,21 @@ import transformers
 BETA = 0.5
 NEW_TOKENS = 32
 
-COMMON = {
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 100.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-DECODERS = {
-    "gpt2": (
-        "GPT2",
-        {"vocab_size": 67, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 2},
-    ),
-    "llama-2": ("Llama", {**COMMON, "num_key_value_heads": 4, "tie_word_embeddings": False}),
-    "llama-3": ("Llama", {**COMMON, "rope_parameters": LLAMA3, "tie_word_embeddings": False}),
-    "llama-biased": (
-        "Llama",
-        {
-            **COMMON,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
-        },
-    ),
-    "qwen2": (
-        "Qwen2",
-        {
-            **COMMON,
-            "tie_word_embeddings": True,
-            "rope_parameters": YARN,
-            "use_sliding_window": True,
-            "sliding_window": 7,
-            "max_window_layers": 1,
-        },
-    ),
-    "qwen3": ("Qwen3", {**COMMON, "head_dim": 16, "tie_word_embeddings": True}),
-    "gemma": ("Gemma", {**COMMON, "head_dim": 16, "num_key_value_heads": 1}),
-    "gemma2": (
-        "Gemma2",
-        {
-            **COMMON,
-            "head_dim": 16,
-            "sliding_window": 6,
-            "query_pre_attn_scalar": 24,
-            "attn_logit_softcapping": 5.0,
-            "final_logit_softcapping": 4.0,
-        },
-    ),
-    "gemma3_text": (
-        "Gemma3Text",
-        {
-            **COMMON,
-            "num_hidden_layers": 3,
-            "head_dim": 16,
-            "sliding_window": 6,
-            "query_pre_attn_scalar": 24,
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-            "rope_parameters": {
-                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-                "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0},
-            },
-        },
-    ),
-}
-ENCODERS = {
-    "roberta": (
-        "Roberta",
-        {**COMMON, "pad_token_id": 1, "type_vocab_size": 1, "num_labels": 2, "layer_norm_eps": 1e-5},
-    ),
-    "distilbert": (
-        "DistilBert",
-        {
-            "vocab_size": 67,
-            "dim": 32,
-            "hidden_dim": 48,
-            "n_layers": 2,
-            "n_heads": 4,
-            "max_position_embeddings": 64,
-            "num_labels": 3,
-        },
-    ),
-}
-CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+CONFIGS = json.loads((Path(__file__).parent / "small_models.json").read_text())
+ENCODERS = ("roberta", "distilbert")
 
 
-def random_model(kind: str, settings: dict, head: str, seed: int):
+def kind_of(name: str):
+    if name in ENCODERS:
+        return transformers.AutoModelForSequenceClassification
+    return transformers.AutoModelForCausalLM
+
+
+def random_model(name: str, seed: int):
     """A model whose every parameter is drawn, norms and biases too, so large that its choices differ."""
-    config = getattr(transformers, f"{kind}Config")(**settings)
-    config._attn_implementation = "eager"
-    model = getattr(transformers, CLASSES.get(kind, f"{kind}{head}"))(config).eval()
+    settings = dict(CONFIGS[name])
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = kind_of(name).from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -156,19 +63,23 @@ def to_the_left(rows: np.ndarray, lengths: np.ndarray) -> tuple[torch.Tensor, to
     return torch.tensor(np.where(mask, moved, 0)), torch.tensor(mask.astype(np.int64))
 
 
+def right_padded(model) -> dict[str, np.ndarray]:
+    data = batch(0)
+    lengths = data["prompts"] + data["completions"]
+    mask = np.arange(data["ids"].shape[1]) < lengths[:, None]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(data["ids"]), attention_mask=torch.tensor(mask).long()).logits
+    return {"logits": logits.numpy()}
+
+
 def numbers(model) -> dict[str, np.ndarray]:
     data = batch(0)
     lengths = data["prompts"] + data["completions"]
-    ids = torch.tensor(data["ids"])
-    inside = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
-    with torch.no_grad():
-        right = model(input_ids=ids, attention_mask=inside.long()).logits
-
     left, mask = to_the_left(data["ids"], lengths)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(input_ids=left, attention_mask=mask, position_ids=positions).logits
     each = torch.log_softmax(logits[:, :-1].float(), -1).gather(-1, left[:, 1:, None])[..., 0]
-    time = ids.shape[1]
+    time = left.shape[1]
     completion = torch.arange(1, time) >= time - torch.tensor(data["completions"])[:, None]
     logps = (each * completion).sum(1)
     # As reference log-probabilities, numbers that depend on nothing.
@@ -188,7 +99,7 @@ def numbers(model) -> dict[str, np.ndarray]:
         pad_token_id=0,
     )[:, prompt_ids.shape[1] :]
     return {
-        "logits": right.numpy(),
+        **right_padded(model),
         "logps": logps.detach().numpy(),
         "loss": loss.detach().numpy(),
         "greedy": greedy.numpy(),
@@ -209,42 +120,24 @@ def classified(model) -> dict[str, np.ndarray]:
 
 
 def make(directory: Path) -> None:
-    for seed, (name, (kind, settings)) in enumerate(DECODERS.items()):
-        model = random_model(kind, settings, "ForCausalLM", seed)
+    for seed, name in enumerate(CONFIGS):
+        model = random_model(name, seed)
         # Some of them in several files.
-        limit = {"max_shard_size": "20KB"} if name.startswith("llama") else {}
-        model.save_pretrained(directory / name, **limit)
-        np.savez(directory / f"{name}.npz", **numbers(model))
-        model.to(torch.bfloat16).save_pretrained(directory / f"{name}-bf16")
-    for seed, (name, (kind, settings)) in enumerate(ENCODERS.items()):
-        model = random_model(kind, settings, "ForSequenceClassification", seed)
-        model.save_pretrained(directory / name)
-        np.savez(directory / f"{name}.npz", **classified(model))
+        model.save_pretrained(directory / name, max_shard_size="20KB" if "llama" in name else "1GB")
+        computed = classified(model) if name in ENCODERS else numbers(model)
+        np.savez(directory / f"{name}.npz", **computed)
         model.to(torch.bfloat16).save_pretrained(directory / f"{name}-bf16")
 
 
 def read(directory: Path) -> None:
-    for path in sorted(directory.iterdir()):
-        if not path.is_dir():
-            continue
-        decoder = path.name in DECODERS
-        kind = (
-            transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForSequenceClassification
-        )
-        model, info = kind.from_pretrained(
+    for path in sorted(path for path in directory.iterdir() if path.is_dir()):
+        model, info = kind_of(path.name).from_pretrained(
             path, attn_implementation="eager", output_loading_info=True, dtype="auto"
         )
         wrong = {key: sorted(names) for key, names in info.items() if names}
         assert not wrong, f"{path.name}: {wrong}"
-        data = batch(0 if decoder else 1)
-        lengths = torch.tensor(data["prompts"] + data["completions"])
-        mask = torch.arange(data["ids"].shape[1]) < lengths[:, None]
-        ids = torch.tensor(data["ids"])
-        if not decoder:
-            ids = torch.where(mask, ids, model.config.pad_token_id)
-        with torch.no_grad():
-            logits = model.eval()(input_ids=ids, attention_mask=mask.long()).logits
-        np.savez(directory / f"{path.name}.npz", logits=logits.float().numpy())
+        inputs = classified if path.name in ENCODERS else right_padded
+        np.savez(directory / f"{path.name}.npz", logits=inputs(model.eval())["logits"])
 
 
 if __name__ == "__main__":
