@@ -18,8 +18,11 @@ from discojax.settings import Range, dump, parse
 
 __all__ = [
     "Budget",
+    "Columns",
     "Config",
     "Evaluation",
+    "Finetune",
+    "Lora",
     "Mesh",
     "Policy",
     "Population",
@@ -236,6 +239,75 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Adapters of this `rank` on the layers that `targets` name; rank 0 trains all weights."""
+
+    rank: Natural = 0
+    alpha: Positive = 32.0
+    targets: tuple[str, ...] = ("query", "value")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of preference data are called."""
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """How `train --policy` trains one pretrained policy with one loss.
+
+    `policy` and `data` are a directory or file, or an id on the hub; of `data` it takes `split`, and at
+    most `pairs` (0 is all), of which the share `held_out` of the prompts is not trained on. Prompts are
+    written in `style`. The rate is 5e-7, as in the DiscoPOP paper, or 5e-6 for adapters, where
+    `learning_rate` says none; the other defaults are the paper's. `steps` replaces `epochs`. A batch is
+    taken `micro_batch` pairs a device at a time, over `data_devices` copies of the policy, each divided
+    over `model_devices` (0 is all that are left). It is kept every `checkpoint` steps, and saved as
+    `save` says: the whole policy, or adapters for PEFT.
+    """
+
+    policy: str = ""
+    tokenizer: str = ""
+    data: str = ""
+    split: str = "train"
+    columns: Columns = Columns()
+    pairs: Natural = 0
+    held_out: Annotated[float, Range(least=0, most=0.5)] = 0.05
+    style: Literal["auto", "plain", "chat"] = "auto"
+    max_length: Annotated[int, Range(least=4)] = 1024
+    completion_tokens: Annotated[int, Range(least=2)] = 512
+    objective: str = "discopop"
+    beta: Positive = 0.05
+    lora: Lora = Lora()
+    learning_rate: Positive | None = None
+    epochs: Positive = 2.0
+    steps: Natural = 0
+    batch: Count = 128
+    micro_batch: Count = 4
+    warmup: Annotated[float, Range(least=0, most=1)] = 0.1
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Range(least=0)] = 0.0
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    remat: Literal["none", "dots", "block"] = "block"
+    data_devices: Count = 1
+    model_devices: Natural = 0
+    checkpoint: Count = 50
+    save: Literal["merged", "adapters"] = "merged"
+
+    def __post_init__(self) -> None:
+        if self.save == "adapters" and not self.lora.rank:
+            raise UserError("finetune.save=adapters needs adapters: set finetune.lora.rank, such as 16.")
+        if self.batch % (self.micro_batch * self.data_devices):
+            raise UserError(
+                f"finetune.batch ({self.batch}) must be a multiple of finetune.micro_batch "
+                f"({self.micro_batch}) times finetune.data_devices ({self.data_devices})."
+            )
+
+
+@dataclass(frozen=True)
 class Run:
     """Where a run lives, `directory/name`, and the seed that all its randomness comes from."""
 
@@ -268,6 +340,7 @@ class Config:
     proposer: Proposer = Proposer()
     budget: Budget = Budget()
     evaluation: Evaluation = Evaluation()
+    finetune: Finetune = Finetune()
     run: Run = Run()
 
     def __post_init__(self) -> None:
