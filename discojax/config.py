@@ -18,7 +18,6 @@ from discojax.settings import Range, dump, parse
 
 __all__ = [
     "Budget",
-    "Columns",
     "Config",
     "Evaluation",
     "Finetune",
@@ -248,32 +247,21 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What the columns of preference data are called."""
-
-    prompt: str = "prompt"
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-
-
-@dataclass(frozen=True)
 class Finetune:
     """How `train --policy` trains one pretrained policy with one loss.
 
-    `policy` and `data` are a directory or file, or an id on the hub; of `data` it takes `split`, and at
-    most `pairs` (0 is all), of which the share `held_out` of the prompts is not trained on. Prompts are
-    written in `style`. The rate is 5e-7, as in the DiscoPOP paper, or 5e-6 for adapters, where
-    `learning_rate` says none; the other defaults are the paper's. `steps` replaces `epochs`. A batch is
-    taken `micro_batch` pairs a device at a time, over `data_devices` copies of the policy, each divided
-    over `model_devices` (0 is all that are left). It is kept every `checkpoint` steps, and saved as
-    `save` says: the whole policy, or adapters for PEFT.
+    `policy` and `data` are a directory or file, or an id on the hub; of `split` at most `pairs` are read
+    (0 is all), and the share `held_out` of their prompts is not trained on. A null `learning_rate` is
+    5e-7, as in the DiscoPOP paper, or 5e-6 for adapters. `steps` replaces `epochs`. A device takes
+    `micro_batch` pairs at a time; there are `data_devices` copies of the policy, each divided over
+    `model_devices` (0 is all that are left). What is saved is the whole policy, or adapters for PEFT.
     """
 
     policy: str = ""
     tokenizer: str = ""
     data: str = ""
     split: str = "train"
-    columns: Columns = Columns()
+    columns: tuple[str, str, str] = ("prompt", "chosen", "rejected")
     pairs: Natural = 0
     held_out: Annotated[float, Range(least=0, most=0.5)] = 0.05
     style: Literal["auto", "plain", "chat"] = "auto"
@@ -301,10 +289,8 @@ class Finetune:
         if self.save == "adapters" and not self.lora.rank:
             raise UserError("finetune.save=adapters needs adapters: set finetune.lora.rank, such as 16.")
         if self.batch % (self.micro_batch * self.data_devices):
-            raise UserError(
-                f"finetune.batch ({self.batch}) must be a multiple of finetune.micro_batch "
-                f"({self.micro_batch}) times finetune.data_devices ({self.data_devices})."
-            )
+            factors = f"finetune.micro_batch ({self.micro_batch}) times data_devices ({self.data_devices})"
+            raise UserError(f"finetune.batch ({self.batch}) must be a multiple of {factors}.")
 
 
 @dataclass(frozen=True)
