@@ -18,7 +18,7 @@ _SHAPES = re.compile(
     r"\bAIza[0-9A-Za-z_-]{20,}|\bAQ\.[0-9A-Za-z_-]{20,}|\bsk-[0-9A-Za-z_*-]{6,}"
     r"|(?<=[?&]key=)[^&\s\"'\\]+|(?<=Bearer )[^\s\"',\\]{8,}|(?<=://)[^/\s:@\"\\]+:[^/\s@\"\\]+(?=@)"
 )
-_REMOVED = "[key removed]"
+_REMOVED = "(key removed)"
 _used: set[str] = set()  # also those whose variables are called otherwise, or have changed since
 
 

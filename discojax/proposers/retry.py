@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -52,7 +51,7 @@ class Retrying:
     Args:
       client: the one that makes single attempts.
       patience: how often and how long.
-      sleep: waits for that many seconds.
+      sleep: waits for that many seconds; by default until `stop` at the latest.
       rng: of the jitter; it decides when something is sent, never what.
     """
 
@@ -61,12 +60,13 @@ class Retrying:
         client: Client,
         patience: Patience = Patience(),
         *,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         rng: random.Random | None = None,
     ):
         self.client = client
         self.patience = patience
-        self._sleep = sleep
+        self._stopping = threading.Event()
+        self._sleep = sleep or self._stopping.wait
         self._rng = rng or random.Random()
         self._failures = 0
         self._last = ""
@@ -105,6 +105,10 @@ class Retrying:
             return reply
         raise failure
 
+    def stop(self) -> None:
+        """Ends a pause that is being made, and makes no further one: what fails now is not sent again."""
+        self._stopping.set()
+
     def probe(self) -> None:
         """The client's probe; what may pass is tried up to three times.
 
@@ -120,7 +124,7 @@ class Retrying:
             except ClientError as error:
                 asked = error.retry_after or 0.0
                 again = error.kind in ("transient", "rate_limited") and asked <= self.patience.obeyed
-                if not again or attempt + 1 >= attempts:
+                if not again or attempt + 1 >= attempts or self._stopping.is_set():
                     raise
                 with self._lock:
                     pause = self.patience.pause(attempt, error.retry_after, self._rng)

@@ -151,6 +151,25 @@ def test_a_storm_is_weathered_over_http(kind: str, server: Server, monkeypatch: 
     assert pauses[0] >= 0.01
 
 
+def test_a_stop_ends_the_pause_and_the_attempts() -> None:
+    client = Scripted(*[failure("rate_limited", 250.0)] * 3)
+    retrying = Retrying(client)
+    caught: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            retrying.generate(REQUEST)
+        except ClientError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    retrying.stop()
+    thread.join(60.0)  # otherwise it would be minutes
+    assert not thread.is_alive() and len(caught) == 1
+    assert client.asked <= 2
+
+
 def test_within_gives_what_comes_in_time() -> None:
     def broken() -> None:
         raise KeyError("x")
