@@ -22,7 +22,7 @@ from discojax.proposers.selection import Member
 
 __all__ = ["Kind", "curve", "diverse", "elites", "kind"]
 
-_PUSHES = (-0.25, 0.25, 0.75, 1.5)  # in units of the mean slope: reversed, none, weak, even, hard
+_PUSHES = (-0.25, 0.25, 0.75, 1.25, 1.8, 2.5)  # bounds of the slope down, in units of the mean slope
 _SIZES = (6, 12, 24, 48)  # operators and constants
 _FAR = 2.0  # of the scaled margin: where a pair counts as right, and its negative as wrong
 
