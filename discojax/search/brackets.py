@@ -32,7 +32,6 @@ from discojax.search.laboratory import (
     known,
     log,
     record,
-    station,
     wanted,
 )
 from discojax.search.ledger import RunLedger
@@ -43,7 +42,7 @@ from discojax.search.rungs import BASELINE, judged, lane_steps, rung_trial, shar
 from discojax.search.schedule import Plan, Schedule
 from discojax.search.statistics import Comparison
 
-__all__ = ["Raced", "search"]
+__all__ = ["Race", "Raced", "search"]
 
 
 @dataclass
@@ -98,7 +97,7 @@ def search(
     Raises:
       UserError: the proposer gave up, a setting does not fit, or the baseline itself diverged.
     """
-    race = _Race(config, laboratory, arms, library, ledger, screen)
+    race = Race(config, laboratory, arms, library, ledger, screen)
     try:
         race.begin()
         race.train()
@@ -107,7 +106,7 @@ def search(
     return race.raced
 
 
-class _Race:
+class Race:
     """The brackets under way."""
 
     def __init__(
@@ -145,7 +144,7 @@ class _Race:
             self.schedule.wait()
         if first is None:  # all of it was known
             return
-        engine, measure = station(self.laboratory, rung_trial(self.config, 0))
+        engine, measure = self.laboratory.station(rung_trial(self.config, 0))
         begun = time.monotonic()
 
         def progress(report: Progress) -> None:
@@ -161,7 +160,7 @@ class _Race:
 
     def stop(self) -> None:
         """Ends the proposers' threads, once requests that are under way are answered."""
-        if any(prefetcher.working for prefetcher in self.prefetchers):
+        if any(prefetcher.pending for prefetcher in self.prefetchers):
             self.monitor.say("Waiting for the proposer's reply under way; Ctrl-C leaves it.")
         for prefetcher in self.prefetchers:
             prefetcher.stop()

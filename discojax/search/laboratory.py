@@ -41,7 +41,6 @@ __all__ = [
     "log",
     "measure",
     "record",
-    "station",
     "wanted",
 ]
 
@@ -100,6 +99,27 @@ class Laboratory:
     metrics: Path
     margins: Margins | None = None
 
+    def station(self, trial: Trial) -> tuple[Engine, Measure]:
+        """Where the lanes of a trial are trained, and what measures them.
+
+        Raises:
+          UserError: the trial wants more prompts than there are.
+        """
+        task = self.tasks[trial.task]
+        prompts = task.prompts[trial.split]
+        if trial.prompts > len(prompts.lengths):
+            raise UserError(
+                f"{trial.task} has {len(prompts.lengths)} prompts for {trial.split!r}, and "
+                f"{trial.prompts} are asked for: lower evaluation.prompts or evaluation.search_prompts."
+            )
+        prompts = Prompts(*(array[: trial.prompts] for array in prompts))
+        engine = make_engine(self.programs, task.params, task.pairs)
+        gauge = make_measure(
+            self.sampler, prompts, engine.params, decode=task.decode, reward=task.reward[trial.split],
+            margins=self.margins, held_out=task.held_out,
+        )  # fmt: skip
+        return engine, gauge
+
 
 class Measured(NamedTuple):
     """A round's measurements.
@@ -131,7 +151,7 @@ def measure(
     found = {key: evaluation for key in jobs if (evaluation := known(laboratory, key)) is not None}
     missing = {key: job for key, job in jobs.items() if key not in found}
     if missing:
-        engine, gauge = station(laboratory, trial)
+        engine, gauge = laboratory.station(trial)
         bar = display.bar(title, sum(max(job.steps, 1) for job in missing.values()))
         started = time.monotonic()
 
@@ -191,28 +211,6 @@ def known(laboratory: Laboratory, key: EvaluationKey) -> Evaluation | None:
     """A lane's evaluation, if the archive has it, with the arrays that scores are made of."""
     found = archives.get_evaluation(laboratory.archive, key)
     return None if found is None else _slim(found)
-
-
-def station(laboratory: Laboratory, trial: Trial) -> tuple[Engine, Measure]:
-    """Where the lanes of a trial are trained, and what measures them.
-
-    Raises:
-      UserError: the trial wants more prompts than there are.
-    """
-    task = laboratory.tasks[trial.task]
-    prompts = task.prompts[trial.split]
-    if trial.prompts > len(prompts.lengths):
-        raise UserError(
-            f"{trial.task} has {len(prompts.lengths)} prompts for {trial.split!r}, and "
-            f"{trial.prompts} are asked for: lower evaluation.prompts or evaluation.search_prompts."
-        )
-    prompts = Prompts(*(array[: trial.prompts] for array in prompts))
-    engine = make_engine(laboratory.programs, task.params, task.pairs)
-    gauge = make_measure(
-        laboratory.sampler, prompts, engine.params, decode=task.decode, reward=task.reward[trial.split],
-        margins=laboratory.margins, held_out=task.held_out,
-    )  # fmt: skip
-    return engine, gauge
 
 
 def record(laboratory: Laboratory, finished: Finished[EvaluationKey]) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ class Prefetcher(Generic[Ask, Found]):
 
     Attributes:
       stopping: whether it was told to end.
-      working: whether an ask is being answered.
+      pending: asks that are not answered yet.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class Prefetcher(Generic[Ask, Found]):
         self.schedule = schedule
         self.propose, self.arrived, self.closed = propose, arrived, closed
         self.stopping = threading.Event()
-        self.working = False
+        self.pending = 0
+        self._turn = threading.Lock()
         self._asks: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
         # A daemon: a second Ctrl-C ends the program, whatever a server is still doing.
         self._thread = threading.Thread(target=self._work, daemon=True, name="proposer")
@@ -48,6 +50,8 @@ class Prefetcher(Generic[Ask, Found]):
     def ask(self, ask: Ask) -> None:
         """Begins on this as soon as what was asked before is answered."""
         self.schedule.promise()
+        with self._turn:
+            self.pending += 1
         self._asks.put(ask)
         if not self._thread.ident:
             self._thread.start()
@@ -61,16 +65,16 @@ class Prefetcher(Generic[Ask, Found]):
 
     def _work(self) -> None:
         while (ask := self._asks.get()) is not None and not self.stopping.is_set():
-            self.working = True
             try:
                 for found in self.propose(ask):
-                    self.schedule.post(lambda ask=ask, found=found: self.arrived(ask, found))  # type: ignore[misc]
+                    self.schedule.post(functools.partial(self.arrived, ask, found))
+                self.schedule.post(functools.partial(self._close, ask))
             except BaseException as error:  # the thread that trains raises it
-                self.schedule.post(lambda error=error: _raise(error))  # type: ignore[misc]
+                self.schedule.post(functools.partial(_raise, error))
                 return
             finally:
-                self.working = False
-            self.schedule.post(lambda ask=ask: self._close(ask))  # type: ignore[misc]
+                with self._turn:
+                    self.pending -= 1
 
     def _close(self, ask: Ask) -> None:
         self.schedule.keep()

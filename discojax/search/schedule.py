@@ -58,6 +58,11 @@ class Schedule:
         return len(self._jobs)
 
     @property
+    def silent(self) -> bool:
+        """Whether nothing outside has a message."""
+        return self._inbox.empty()
+
+    @property
     def facts(self) -> Facts:
         """All that is known."""
         return self._facts
@@ -113,7 +118,7 @@ class Schedule:
     def jobs(self) -> Iterator[tuple[Any, Job] | Waiting]:
         """The source of jobs for `population.train`: ends when every plan has."""
         while True:
-            while not self._inbox.empty():
+            while not self.silent:
                 self._inbox.get()()
             if (following := self._next()) is not None:
                 yield following
@@ -128,7 +133,7 @@ class Schedule:
         Raises:
           RuntimeError: if nothing outside has promised one, so that it would block for ever.
         """
-        if self._inbox.empty() and not self._promises:
+        if self.silent and not self._promises:
             missing = sorted(map(str, self._waiting))[:3]
             raise RuntimeError(f"the plans wait for what nobody does: {', '.join(missing)}")
         self._inbox.get()()

@@ -7,7 +7,7 @@ import pytest
 
 from discojax import candidates, objectives
 from discojax.search.laboratory import Contender, Measured
-from discojax.search.racing import judge, keep_best, merged
+from discojax.search.racing import judge, keep_best
 from discojax.search.statistics import Samples
 
 NAMES = ("dpo", "ipo", "slic", "exp", "cell")
@@ -49,11 +49,6 @@ def test_the_best_bounds_go_on_best_first(contenders):
     assert names(keep_best(contenders[::-1], judged(GAINS), 2)) == ["ipo", "slic"]
 
 
-def test_some_always_go_on_and_take_no_place(contenders):
-    assert names(keep_best(contenders, judged(GAINS), 2, always=("dpo",))) == ["ipo", "slic", "dpo"]
-    assert names(keep_best(contenders, judged(GAINS), 3, always=("dpo",))) == ["ipo", "slic", "dpo"]
-
-
 def test_places_are_kept_for_what_was_proposed(contenders):
     assert names(keep_best(contenders, judged(GAINS), 3, proposed=1)) == ["ipo", "slic", "exp"]
     assert names(keep_best(contenders, judged(GAINS), 3, proposed=2)) == ["ipo", "exp", "cell"]
@@ -68,9 +63,3 @@ def test_what_diverged_never_goes_on(contenders):
 def test_a_clear_gain_is_better_and_a_clear_loss_worse():
     verdicts = {name: c.verdict for name, c in judged(GAINS).items()}
     assert verdicts == {"dpo": "baseline", "ipo": "better", "slic": "better", "exp": "worse", "cell": "worse"}
-
-
-def test_rounds_of_different_contenders_merge():
-    first, second = measured({"dpo": 0.1}), measured({"ipo": 0.2})
-    both = merged(first, second)
-    assert set(both.samples) == {"dpo", "ipo"} and both.sft is first.sft
