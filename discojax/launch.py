@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from discojax import __version__
-from discojax.config import Config, load
+from discojax.config import Config, find, load
 from discojax.errors import UserError, nearest
 from discojax.settings import defaults
 
@@ -52,15 +52,63 @@ def discover(config: Config, options: argparse.Namespace) -> int:
 
 
 def train(config: Config, options: argparse.Namespace) -> int:
-    """Trains the given objectives over the seeds and the betas of the config."""
+    """Trains the given objectives over seeds and betas, or with a policy one policy with one of them."""
+    resume = options.resume is not None
+    if resume:
+        config = _saved(config, options)
     given = config.search.library
     if options.objectives is not None:
         given = _objectives(options.objectives)
+    if options.policy or options.data or config.finetune.policy:
+        return _finetune(config, options, given if options.objectives is not None else (), resume)
+    if resume:
+        raise UserError("`train --resume` goes on with a run of `train --policy`; this one had no policy.")
     _configure_backend()
     from discojax.search import discover
 
     config = discover.claim(config)
     return _shown(discover.train(config, given), config)
+
+
+def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str], resume: bool) -> int:
+    if len(given) > 1:
+        raise UserError(f"One policy is trained with one objective, not with {', '.join(given)}.")
+    chosen = {"policy": options.policy, "data": options.data, "objective": given[0] if given else None}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    config = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, **chosen))
+    _configure_backend()
+    from discojax.report import finetuned
+    from discojax.search import finetune
+
+    config = config if resume else finetune.claim(config)
+    try:
+        tuned = finetune.finetune(config)
+    except KeyboardInterrupt:
+        if not (config.run.path / finetune.CHECKPOINT).exists():
+            raise KeyboardInterrupt("Stopped, before there was anything to keep.") from None
+        command = f"{PROGRAM} train --resume {config.run.path}"
+        raise KeyboardInterrupt(f"Stopped. `{command}` goes on where it left off.") from None
+    finetuned.show(tuned, confidence=config.evaluation.confidence)
+    return 0
+
+
+def evaluate(config: Config, options: argparse.Namespace) -> int:
+    """Measures objectives on the held-out task: frontiers, win rates, intervals."""
+    resume = options.resume is not None
+    if resume:
+        config = _saved(config, options)
+    given = config.evaluation.objectives
+    if options.objectives is not None:
+        given = _objectives(options.objectives)
+    _configure_backend()
+    from discojax.report import evaluation
+    from discojax.search import discover
+    from discojax.search import evaluate as evaluating
+
+    config = config if resume else discover.claim(config)
+    found = evaluating.evaluate(config, given, resume=resume)
+    evaluation.show(found, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
+    return 0
 
 
 def _shown(outcome: Outcome, config: Config) -> int:
@@ -94,6 +142,23 @@ def check(config: Config, options: argparse.Namespace) -> int:
     return 0 if verdict.accepted else 1
 
 
+def export(config: Config, options: argparse.Namespace) -> int:
+    """Writes an objective as PyTorch, for TRL, as JAX or as LaTeX, verified equal."""
+    from discojax.report import export as exporting
+    from discojax.search.opening import given
+
+    text = exporting.export(given(options.arguments[0]).program, options.to or "torch")
+    if not options.out:
+        print(text, end="")
+        return 0
+    try:
+        Path(options.out).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{options.out} cannot be written: {error.strerror}.") from None
+    print(f"{options.arguments[0]} is in {options.out}.")
+    return 0
+
+
 class _Command(NamedTuple):
     handler: Callable[[Config, argparse.Namespace], int]
     usage: str
@@ -113,12 +178,38 @@ _COMMANDS = {
     ),
     "train": _Command(
         train,
-        "[--objectives NAME|FILE,...]",
-        "train given objectives over seeds and betas, without the outer loop",
-        options=(("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"}),),
+        "[--objectives NAME|FILE,...] [--policy DIR|ID --data FILE|ID] [--resume [RUN]]",
+        "train given objectives over seeds and betas; or one pretrained policy with one of them",
+        options=(
+            ("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"}),
+            ("--policy", {"metavar": "DIR|ID", "help": "one pretrained policy: see configs/finetune.yaml"}),
+            ("--data", {"metavar": "FILE|ID", "help": "preference pairs to train it on"}),
+            ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped --policy"}),
+        ),
     ),
+    "evaluate": _Command(
+        evaluate,
+        "[--objectives NAME|FILE,...] [--task TASK] [--resume [RUN]]",
+        "the held-out evaluation: frontiers, win rates, what each objective does, with intervals",
+        options=(
+            ("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"}),
+            ("--task", {"metavar": "TASK", "help": "sets task.held_out; the config is that of the task, "
+                                                   "configs/TASK.yaml, where there is one"}),
+            ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped one"}),
+        ),
+    ),  # fmt: skip
     "check": _Command(check, "FILE|-", "the gate alone: accepted, or the stage, line and reason", (1, 1)),
     "losses": _Command(losses, "[NAME]", "list the library, or show one loss and its curve", (0, 1)),
+    "export": _Command(
+        export,
+        "NAME|FILE [--to torch|trl|jax|latex] [--out FILE]",
+        "an objective as PyTorch, as a trainer for TRL, as JAX or as LaTeX, verified equal",
+        (1, 1),
+        options=(
+            ("--to", {"metavar": "FORM", "help": "torch (default), trl, jax or latex"}),
+            ("--out", {"metavar": "FILE", "help": "where it is written; else it is printed"}),
+        ),
+    ),
 }
 
 
@@ -201,6 +292,18 @@ def _parse(argv: Sequence[str]) -> tuple[_Command, argparse.Namespace]:
     return command, options
 
 
+def _config_file(options: argparse.Namespace) -> str | None:
+    """The config file that the command line means: `--config`, or else that of `--task`."""
+    task = getattr(options, "task", None)
+    if task is None:
+        return str(options.config) if options.config else None
+    options.overrides = [*options.overrides, f"task.held_out={task}"]
+    try:
+        return str(options.config or find(task))
+    except UserError:  # most tasks are the default config's
+        return None
+
+
 def _saved(config: Config, options: argparse.Namespace) -> Config:
     """The config that a run was started with, with today's overrides; its folder is where it lies now."""
     folder = config.run.path
@@ -274,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"discojax {__version__}")
         else:
             command, options = _parse(words)
-            code = command.handler(load(options.config, options.overrides), options)
+            code = command.handler(load(_config_file(options), options.overrides), options)
             sys.stdout.flush()
             return code
         sys.stdout.flush()

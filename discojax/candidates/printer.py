@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from discojax.candidates.canonical import apply
 from discojax.candidates.graph import (
@@ -19,7 +19,7 @@ from discojax.candidates.lowering import fuse
 from discojax.candidates.text import LARGEST_SOURCE
 from discojax.objectives.types import ARGUMENTS
 
-__all__ = ["CALLS", "to_source"]
+__all__ = ["CALLS", "Printer", "to_source"]
 
 _NN = "sigmoid log_sigmoid softplus relu relu6 gelu silu elu celu selu mish soft_sign hard_tanh hard_sigmoid"
 _NUMPY = (
@@ -74,14 +74,21 @@ def to_source(graph: Node, name: str = "loss", docstring: str = "") -> str:
       GraphError: if even the shortest text is over the 4 kB a candidate may have.
     """
     for compact in (False, True):
-        text = _Printer(graph, compact).text(name, docstring)
+        text = Printer(graph, compact).text(name, docstring)
         if len(text) <= LARGEST_SOURCE:
             return text
     raise GraphError(f"the program prints as {len(text)} bytes; at most {LARGEST_SOURCE} are allowed")
 
 
-class _Printer:
-    def __init__(self, graph: Node, compact: bool):
+class Printer:
+    """Prints one program. `calls` is in the candidate language; another one overrides it.
+
+    Args:
+      graph: the program.
+      compact: names as short as they can be, for a text that must be.
+    """
+
+    def __init__(self, graph: Node, compact: bool = False):
         self.graph = graph
         self.compact = compact
         self.counts: Mapping[Node, int] = uses(graph)
@@ -91,7 +98,9 @@ class _Printer:
         self.texts: dict[Node, tuple[str, int]] = {}
 
     def text(self, name: str, docstring: str) -> str:
+        """The program as one function."""
         read = arguments(self.graph)
+        self.lines += self.prologue(read)
         parameters = [*ARGUMENTS[:5], *(a for a in ARGUMENTS[5:] if a in read)]
         for node in nodes(self.graph):
             if not isinstance(node, Apply):
@@ -105,7 +114,17 @@ class _Printer:
         body += [*self.lines, f"return {self.texts[self.graph][0]}"]
         return f"def {name}({', '.join(parameters)}):\n" + "".join(f"    {line}\n" for line in body)
 
+    def prologue(self, read: Collection[str]) -> list[str]:
+        """Lines before any of the program's own, given the arguments it reads."""
+        return []
+
+    def calls(self, operator: str, operands: tuple[Node, ...]) -> str:
+        """An operator that is written as a call."""
+        ddof = ", ddof=1" if operator.endswith("_unbiased") else ""
+        return f"{CALLS[operator]}({', '.join(self.texts[operand][0] for operand in operands)}{ddof})"
+
     def leaf(self, node: Node) -> tuple[str, int]:
+        """The text of a constant or an argument, and how tightly it binds."""
         if isinstance(node, Constant):
             return repr(node.value), _SIGN if node.value < 0 else _ATOM
         assert isinstance(node, Argument)
@@ -130,13 +149,16 @@ class _Printer:
         return name, _ATOM
 
     def operand(self, node: Node, least: int) -> str:
+        """A node's text where what stands around it binds so tightly."""
         text, binding = self.texts[node]
         return text if binding >= least else f"({text})"
 
     def infix(self, left: Node, operator: str, right: Node, binding: int) -> tuple[str, int]:
+        """Two operands and what stands between them."""
         return f"{self.operand(left, binding)} {operator} {self.operand(right, binding + 1)}", binding
 
     def render(self, operator: str, x: tuple[Node, ...]) -> tuple[str, int]:
+        """An operator with its operands, and how tightly the text binds."""
         if operator == "negative":
             return f"-{self.operand(x[0], _POWER)}", _SIGN
         if operator == "reciprocal":
@@ -163,5 +185,4 @@ class _Printer:
             if isinstance(left, Constant):
                 left, right, sign = right, left, _MIRRORED[sign]
             return f"{self.operand(left, _SUM)} {sign} {self.operand(right, _SUM)}", _COMPARE
-        ddof = ", ddof=1" if operator.endswith("_unbiased") else ""
-        return f"{CALLS[operator]}({', '.join(self.texts[operand][0] for operand in x)}{ddof})", _ATOM
+        return self.calls(operator, x), _ATOM
