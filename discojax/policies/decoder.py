@@ -39,6 +39,11 @@ from discojax.policies.sharding import batch_over_model
 __all__ = ["Decoder", "DecoderConfig", "KeyValueCache"]
 
 
+def _rows(table: nnx.Embed, ids: Array) -> Array:
+    # Calling the module would give the dtype it was made with, not the one its rows have now.
+    return jnp.take(table.embedding[...], ids, axis=0)
+
+
 class Decoder(nnx.Module):
     """A causal language model; `hidden` states times the transposed `head` give logits."""
 
@@ -112,7 +117,7 @@ class Decoder(nnx.Module):
         return self.norm(batch_over_model(x)), cache
 
     def _embed(self, ids: Array, positions: Array) -> Array:
-        x = self.embedding(ids)
+        x = _rows(self.embedding, ids)
         if self.config.embedding_scale is not None:
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
-        return x if self.positions is None else x + self.positions(positions)
+        return x if self.positions is None else x + _rows(self.positions, positions)

@@ -53,9 +53,9 @@ class EncoderConfig:
     norm_epsilon: float = 1e-12
 
 
-def _rows(table: nnx.Embed, ids: Array | int) -> Array:
+def _rows(table: nnx.Embed, ids: Array) -> Array:
     # Calling the module would give the dtype it was made with, not the one its rows have now.
-    return table.embedding[...][ids]
+    return jnp.take(table.embedding[...], ids, axis=0)
 
 
 def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -134,7 +134,7 @@ class Encoder(nnx.Module):
         self.check_length(time)
         x = _rows(self.embedding, ids) + _rows(self.positions, self.config.first_position + jnp.arange(time))
         if self.types is not None:
-            x = x + _rows(self.types, 0)
+            x = x + _rows(self.types, jnp.int32(0))
         x = self.embedding_norm(x.reshape(batch * time, -1))
         for block in self.blocks:
             x = block(x, lengths)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from discojax.errors import UserError, nearest
+from discojax.errors import UserError
 from discojax.policies.architecture import DecoderConfig
 from discojax.policies.encoder import EncoderConfig
 from discojax.policies.pretrained import configurations
@@ -210,7 +210,7 @@ def architecture(model_type: str, where: str) -> Architecture:
     if model_type not in ARCHITECTURES:
         raise UserError(
             f"{where} is of the architecture {model_type!r}, which is not supported; "
-            f"supported are {', '.join(ARCHITECTURES)}.{nearest(model_type, ARCHITECTURES)}"
+            f"supported are {', '.join(ARCHITECTURES)}."
         )
     return ARCHITECTURES[model_type]
 

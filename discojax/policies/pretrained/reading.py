@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
@@ -86,6 +87,7 @@ def load(
       UserError: the weights are not there, are of an architecture that is not supported, or are not
         what their configuration or their tokenizer says; the text names the tensor.
     """
+    dtype = None if dtype is None else _float(dtype)
     path = locate(source, revision=revision)
     opened = open_gguf(path) if path.is_file() else None
     said_in = path if opened else path / "config.json"
@@ -106,12 +108,22 @@ def abstract(config: DecoderConfig | EncoderConfig) -> Any:
     return nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))  # type: ignore[arg-type]
 
 
+def _float(dtype: DTypeLike) -> np.dtype:
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or not jnp.issubdtype(known, jnp.floating):
+        raise UserError(f"The dtype {str(dtype)!r} is none of float32, bfloat16, float16.")
+    return known
+
+
 def _filled(
     config: DecoderConfig | EncoderConfig,
     found: Architecture,
     checkpoint: Checkpoint,
     where: Path,
-    dtype: DTypeLike | None,
+    dtype: np.dtype | None,
     sharding: Shardings | None,
 ) -> Any:
     graph, shapes = nnx.split(abstract(config))
@@ -131,11 +143,11 @@ def _read(
     leaf: Leaf,
     checkpoint: Checkpoint,
     stored: Mapping[str, str],
-    dtype: DTypeLike | None,
+    dtype: np.dtype | None,
     sharding: Sharding | None,
 ) -> jax.Array:
     kinds = [np.dtype(DTYPES[checkpoint.specs[stored[name]].dtype]) for name in leaf.names]
-    kind = np.dtype(dtype) if dtype is not None else np.dtype(jax.numpy.result_type(*kinds))
+    kind = np.dtype(jnp.result_type(*kinds)) if dtype is None else dtype
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or (slice(None),) * len(leaf.shape)
