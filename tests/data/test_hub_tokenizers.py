@@ -99,6 +99,20 @@ def test_a_vocabulary_with_merges_goes_through_transformers(tokenizer_of, tmp_pa
     assert (read.eos_id, read.pad_id, read.bos_id) == (50256, 50256, None)
 
 
+@pytest.mark.parametrize("kind", ["ours", "gpt2", "smollm2", "unigram"])
+def test_what_is_saved_is_read_alike_here_and_by_transformers(kind, tokenizer_of, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    made = tokenizer_of(kind)
+    hub_tokenizers.save(made, tmp_path)
+    read = hub_tokenizers.load(tmp_path)
+    assert (read.bos_id, read.eos_id, read.pad_id) == (made.bos_id, made.eos_id, made.pad_id)
+    assert (read.chat_template, read.special_tokens) == (made.chat_template, made.special_tokens)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "a charming , funny film ."
+    assert read.encode(text) == made.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert theirs.eos_token_id == made.eos_id
+
+
 def test_ours(tokenizer_of, tmp_path):
     made = tokenizer_of("ours")
     made.tokenizer.save(str(tmp_path / "tokenizer.json"))
