@@ -33,7 +33,11 @@ _LINE = re.compile(rf"= (?P<result>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\((?
 _SHAPE = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\]")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 _COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_NAMED = re.compile(r"replica_groups=(?:@\w+|mesh\[[^\]]*\])\s*\{([^}]*)\}")
+_NAMED = re.compile(
+    r"replica_groups=mesh\[(?P<sizes>[^\]]*)\](?:, device_ids=\((?P<order>[^)]*(?:\([^)]*\))?)\))?"
+    r" \{(?P<along>[^}]*)\}"
+)
+_IOTA = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
 def collectives(text: str, mesh: Mesh) -> list[Collective]:
@@ -61,21 +65,33 @@ def _bytes(dtype: str, dims: str) -> int:
 
 
 def _axes(rest: str, mesh: Mesh) -> frozenset[str]:
-    if named := _NAMED.search(rest):
-        return frozenset(re.findall(r"\w+", named[1])) & frozenset(mesh.axis_names)
-    if counted := _COUNTED.search(rest):
-        shape, source, order = (
-            [int(x) for x in part.split(",")] if part else None for part in counted.groups()
-        )
-        ids = np.arange(mesh.size).reshape(source)
-        groups = (ids if order is None else ids.transpose(order)).reshape(shape).tolist()
-    elif listed := _LISTED.search(rest):
-        groups = [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
-    else:
-        groups = [list(range(mesh.size))]  # none given: all devices
     axes: set[str] = set()
-    for group in groups:
+    for group in _groups(rest, mesh.size):
         places = np.array(np.unravel_index(group, mesh.devices.shape))
         moving = (places != places[:, :1]).any(axis=1)
         axes |= {name for name, moves in zip(mesh.axis_names, moving, strict=True) if moves}
     return frozenset(axes)
+
+
+def _groups(rest: str, devices: int) -> list[list[int]]:
+    """The devices that talk to one another, in any of the four ways that programs write them."""
+    if named := _NAMED.search(rest):  # a mesh of the compiler's, and the axes of it that are spanned
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named["sizes"])}
+        spanned = [name for name in sizes if f"'{name}'" in named["along"]]
+        order = _IOTA.search(named["order"] or "")
+        ids = _iota(devices, order[1], order[2]) if order else np.arange(devices)
+        ids = ids.reshape(tuple(sizes.values()))
+        last = [*(name for name in sizes if name not in spanned), *spanned]
+        ids = ids.transpose([list(sizes).index(name) for name in last])
+        return ids.reshape(-1, int(np.prod([sizes[name] for name in spanned]))).tolist()
+    if counted := _COUNTED.search(rest):
+        shape = [int(x) for x in counted[1].split(",")]
+        return _iota(devices, counted[2], counted[3]).reshape(shape).tolist()
+    if listed := _LISTED.search(rest):
+        return [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    return [list(range(devices))]  # none given: all of them
+
+
+def _iota(devices: int, shape: str, order: str | None) -> np.ndarray:
+    ids = np.arange(devices).reshape([int(x) for x in shape.split(",")])
+    return ids if not order else ids.transpose([int(x) for x in order.split(",")])

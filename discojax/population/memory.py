@@ -104,15 +104,10 @@ def check_memory(programs: Programs, data: Pairs, limit: int | None = None) -> N
         limit = available_memory(programs.mesh)
     if limit is None:
         return
-    try:
-        needed = needed_memory(programs, data)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        needed = None  # accelerators refuse such a program when it is compiled
+    needed = _needed_or_none(programs, data)
     if needed is not None and needed <= limit:
         return
-    fitting = _fitting(programs, data, limit)
+    fitting = _fitting(programs, data, limit, needed)
     much = "more memory than there is" if needed is None else _size(needed)
     advice = (
         f"{fitting} would fit: set population.lanes={fitting}."
@@ -126,16 +121,34 @@ def check_memory(programs: Programs, data: Pairs, limit: int | None = None) -> N
     )
 
 
-def _fitting(programs: Programs, data: Pairs, limit: int) -> int:
-    """The most lanes that fit: what one more takes is the difference between two and one a device."""
-    shards = programs.mesh.shape["lane"]
+def _needed_or_none(programs: Programs, data: Pairs) -> int | None:
+    """None for a program so large that the compiler of an accelerator refuses it."""
     try:
-        one, two = (needed_memory(programs.of_lanes(k * shards), data) for k in (1, 2))
-    except jax.errors.JaxRuntimeError:
-        return 0
-    if one > limit:
-        return 0
-    return shards * (1 + (limit - one) // max(two - one, 1))
+        return needed_memory(programs, data)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+
+
+def _fitting(programs: Programs, data: Pairs, limit: int, needed: int | None) -> int:
+    """The most lanes that fit. One lane is compiled without loops, so a line is laid through two and more."""
+    shards = programs.mesh.shape["lane"]
+    most = programs.lanes // shards
+
+    def of(lanes: int) -> int | None:
+        return _needed_or_none(programs.of_lanes(lanes * shards), data)
+
+    two = of(2) if most > 2 else None
+    if two is None or two > limit:
+        one = of(1) if most > 1 else None
+        return shards if one is not None and one <= limit else 0
+    if needed is None:
+        most, needed = 3, of(3)
+    if needed is None:
+        return 2 * shards
+    slope = max(needed - two, 1) / (most - 2)
+    return shards * (2 + int((limit - two) / slope))
 
 
 def _size(number: int) -> str:

@@ -14,13 +14,13 @@ Moments have their parameter's name and shape, so one rule places both.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-__all__ = ["RULES", "constrain", "lane_shardings", "parameter_spec", "shardings", "whole"]
+__all__ = ["RULES", "alike", "constrain", "lane_shardings", "parameter_spec", "shardings"]
 
 RULES: tuple[tuple[str, Literal["whole", "last", "longest"]], ...] = (
     (r"lora", "whole"),  # adapters are small, and read by every row of the batch
@@ -82,8 +82,12 @@ def constrain(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def whole(x: Array, mesh: Mesh) -> Array:
-    """Holds a small array, inside the step, as a copy on every device of `model`."""
+def alike(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Has every device of `model` do the same, inside the step, instead of a part of it.
+
+    For what is small: divided, the loops and sorts of an objective would talk at every turn.
+    """
     if mesh.shape["model"] == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, jax.P())
+        return function
+    copies = jax.P()
+    return jax.shard_map(function, in_specs=copies, out_specs=copies, axis_names={"model"}, check_vma=False)

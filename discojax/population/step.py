@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ from discojax.population.lanes import LaneSettings, LaneState
 from discojax.population.mesh import manual_axes, rows_per_device
 from discojax.population.optimizer import OptimizerConfig, apply, make_optimizer, schedule
 from discojax.population.order import batch_indices
-from discojax.population.placement import constrain, whole
+from discojax.population.placement import alike, constrain
 
 __all__ = ["StepConfig", "StepMetrics", "cast", "make_advance", "make_reset"]
 
@@ -116,36 +117,46 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int, mesh: 
     devices = mesh.shape["data"]
     rows = rows_per_device(mesh, config.batch, config.accumulate)
 
-    def share(x: Array) -> Array:
-        """This device's part of a batch, `[batch, ...]` to `[rows, ...]`."""
+    def share(x: Array, axis: int = 0) -> Array:
+        """This device's part of a batch."""
         if devices == 1:
             return x
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("data") * rows, rows)
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("data") * rows, rows, axis)
 
     def everyone(own: Float[Array, "2 rows"]) -> Float[Array, "2 batch"]:
-        """All devices' log-probabilities. Differentiable in this device's own, and only in them."""
-        if devices == 1:
-            return own
-        told = jax.lax.all_gather(jax.lax.stop_gradient(own), "data", axis=1, tiled=True)
-        return jax.lax.dynamic_update_slice_in_dim(told, own, jax.lax.axis_index("data") * rows, axis=1)
+        """The log-probabilities of all devices."""
+        return own if devices == 1 else jax.lax.all_gather(own, "data", axis=1, tiled=True)
+
+    @partial(alike, mesh=mesh)
+    def draw(settings: LaneSettings, step: Array, data: Any):
+        """This device's rows of the step's batch, and what else a loss sees, of the whole batch."""
+        pairs = data.chosen_ids.shape[0]
+        index = batch_indices(settings.seed, step, pairs=pairs, batch=config.batch)
+        own = jax.tree.map(lambda x: x[share(index)], data)
+        known = (data.reference_chosen, data.reference_rejected, data.chosen_length, data.rejected_length)
+        return own, jax.tree.map(lambda x: x[index], known)
+
+    @partial(alike, mesh=mesh)
+    def judge(policy: Float[Array, "2 batch"], known: Any, settings: LaneSettings, progress: Array):
+        """The loss of the whole batch, its gradient in the log-probabilities, and metrics."""
+
+        def mean_loss(policy):
+            logps = LogProbs(*policy, *known)
+            return machine.evaluate(settings.code, logps, settings.beta, progress).mean(), logps
+
+        (loss, logps), cotangents = jax.value_and_grad(mean_loss, has_aux=True)(policy)
+        margin = (logps.policy_chosen - logps.reference_chosen) - (
+            logps.policy_rejected - logps.reference_rejected
+        )
+        return loss, cotangents, settings.beta * margin.mean(), (margin > 0).mean()
 
     def lane_step(state: LaneState, settings: LaneSettings, frozen: Any, data: Any):
         """One step of one lane (no lane axis)."""
-        pairs = data.chosen_ids.shape[0]
-        index = batch_indices(settings.seed, state.step, pairs=pairs, batch=config.batch)
-        own = jax.tree.map(lambda x: x[share(index)], data)
-        # What else a loss sees, of the whole batch.
-        known = (data.reference_chosen, data.reference_rejected, data.chosen_length, data.rejected_length)
-        known = jax.tree.map(lambda x: x[index], known)
         progress = state.step / jnp.maximum(settings.steps, 1)
-
-        def mean_loss(params):
-            policy = whole(everyone(policy_logps(params, frozen, own)), mesh)
-            logps = LogProbs(*policy, *known)
-            losses = machine.evaluate(settings.code, logps, settings.beta, progress)
-            return losses.mean(), logps
-
-        (loss, logps), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        own, known = draw(settings, state.step, data)
+        logps, pull = jax.vjp(lambda params: policy_logps(params, frozen, own), state.params)
+        loss, cotangents, margin, accuracy = judge(everyone(logps), known, settings, progress)
+        (gradient,) = pull(share(cotangents, axis=1))
         if devices > 1:
             gradient = jax.lax.psum(gradient, "data")
         gradient = constrain(gradient, mesh)
@@ -162,10 +173,7 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int, mesh: 
         step = jnp.where(good, state.step + 1, jnp.maximum(settings.steps, state.step))
         state = LaneState(constrain(params, mesh), moments, step, state.diverged | ~good)
 
-        margin = (logps.policy_chosen - logps.reference_chosen) - (
-            logps.policy_rejected - logps.reference_rejected
-        )
-        metrics = StepMetrics(jnp.int32(1), loss, settings.beta * margin.mean(), (margin > 0).mean(), norm)
+        metrics = StepMetrics(jnp.int32(1), loss, margin, accuracy, norm)
         return state, jax.tree.map(lambda x: jnp.where(good, x, 0).astype(x.dtype), metrics)
 
     return lane_step

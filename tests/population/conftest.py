@@ -19,6 +19,23 @@ TOKENS = 6
 OPTIMIZER = OptimizerConfig(weight_decay=0.1, warmup=0.3, clip_norm=0.5)
 CONFIG = StepConfig(batch=4, chunk=3, block=16, optimizer=OPTIMIZER)
 
+_NAN_AT_HALF = objectives.encode(  # DPO until half of the budget is spent, then the root of less than nothing
+    [
+        ("subtract", ("policy_chosen_logps", "policy_rejected_logps")),
+        ("multiply", ("beta", 0)),
+        ("log_sigmoid", (1,)),
+        ("negative", (2,)),
+        ("subtract", (0.49, "progress")),
+        ("sign", (4,)),
+        ("sqrt", (5,)),
+        ("multiply", (3, 6)),
+    ],
+    7,
+)
+_OVERFLOWING = objectives.encode(
+    [("multiply", ("policy_chosen_logps", -100.0)), ("exp", (0,)), ("multiply", (1, 1e30))], 2
+)
+
 
 @pytest.fixture(scope="session")
 def setting(tmp_path_factory):
@@ -70,10 +87,13 @@ def engine(setting, programs_of):
 
 @pytest.fixture(scope="session")
 def code_of():
-    """The machine's code of a library loss."""
+    """The machine's code of a library loss, of `nan_at_half` or of `overflowing`."""
+    bad = {"nan_at_half": _NAN_AT_HALF, "overflowing": _OVERFLOWING}
 
     @functools.cache
     def code(name, **settings):
+        if name in bad:
+            return bad[name]
         return candidates.from_function(objectives.get(name, **settings)).code
 
     return code

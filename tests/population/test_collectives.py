@@ -42,6 +42,11 @@ def mesh():
             ("all-gather", {"data"}, 32),
         ),
         (
+            "%all-gather.13 = f32[8,64]{0,1} all-gather(%w), replica_groups=mesh['axis_0'=2,'axis_1'=2,"
+            "'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, dimensions={1}",
+            ("all-gather", {"model"}, 2048),
+        ),
+        (
             "%s = (f32[2]{0}, f32[4]{0:T(128)S(1)}) all-gather-start(%p), "
             "replica_groups={{0,4},{1,5},{2,6},{3,7}}",
             ("all-gather", {"lane"}, 16),

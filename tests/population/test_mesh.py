@@ -1,4 +1,4 @@
-"""Lanes over eight devices: the same results, and nothing said between the devices."""
+"""Lanes, batches and weights over eight devices: the results of one, and only what must be said is said."""
 
 import os
 import pickle
@@ -11,71 +11,79 @@ import pytest
 
 from discojax.errors import UserError
 from discojax.population import make_mesh
+from discojax.population.mesh import rows_per_device
 
 # Runs in a process of its own, since the number of devices is decided when JAX starts.
 SCRIPT = """
-import dataclasses, pickle, re, sys
+import pickle, sys
+from dataclasses import replace
 import jax, numpy as np
-from discojax.population import StepConfig, make_engine, make_mesh, make_programs, train
+from discojax.population import make_engine, make_mesh, make_programs
+from discojax.population.collectives import collectives
 from discojax.population.lanes import stack_jobs
+from discojax.population.memory import abstract_arguments
 from discojax.tasks import Prompts, SamplingConfig, make_sampler
 
 given, result = sys.argv[1:]
 with open(given, "rb") as file:
-    graph, params, pairs, tokens, config, jobs = pickle.load(file)
+    graph, params, pairs, tokens, config, jobs, meshes = pickle.load(file)
 assert jax.device_count() == 8
-mesh = make_mesh()
-assert dict(mesh.shape) == {"lane": 8, "data": 1, "model": 1}
-
-def collectives(compiled):
-    assert "num_partitions=8" in compiled.as_text()
-    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    return sorted(set(re.findall(kinds, compiled.as_text())))
-
 prompts = Prompts(pairs.chosen_ids[:3, :5], np.minimum(pairs.prompt_length[:3], 5))
 found = {}
-for kind in ("map", "vmap"):
-    step = StepConfig(config.batch, config.chunk, config.block, kind, config.optimizer)
-    programs = make_programs(graph, step, lanes=7, tokens=tokens, mesh=mesh)
+for sizes, kind, accumulate in meshes:
+    mesh = make_mesh(*sizes)
+    step = replace(config, implementation=kind, accumulate=accumulate)
+    programs = make_programs(graph, params, step, lanes=7, tokens=tokens, mesh=mesh)
     engine = make_engine(programs, params, pairs)
     state = programs.fresh(engine.params)
-    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state))
-    assert all(leaf.addressable_shards[0].data.shape[0] == 1 for leaf in jax.tree.leaves(state))
-    sampler = make_sampler(graph, SamplingConfig(4, 2), mesh=mesh, implementation=kind)
-    sampled = sampler.lower(state.params, engine.frozen, np.ones(8, bool), np.arange(8), prompts, params)
-    # What is looked at is what is run.
-    programs = dataclasses.replace(
-        programs,
-        advance=programs.advance.lower(state, stack_jobs(jobs[:8]), engine.data).compile(),
-        reset=programs.reset.lower(state, engine.params, np.zeros(8, bool)).compile(),
-    )
-    engine = dataclasses.replace(engine, programs=programs)
-    told = {
-        "advance": collectives(programs.advance),
-        "reset": collectives(programs.reset),
-        "sampler": collectives(sampled.compile()),
-    }
-    def measure(params, chosen, seeds):
-        return [jax.tree.map(lambda x: np.array(x[lane]), params) for lane in np.flatnonzero(chosen)]
-    done = {each.key: each for each in train(engine, iter(enumerate(jobs)), measure)}
-    weights = [jax.tree.leaves(done[key].measurement) for key in range(len(jobs))]
-    found[kind] = programs.lanes, told, weights, [done[key].diverged for key in range(len(jobs))]
+    shards = [(leaf.shape, leaf.addressable_shards[0].data.shape) for leaf in jax.tree.leaves(state.params)]
+    for leaf in jax.tree.leaves(state):
+        assert leaf.addressable_shards[0].data.shape[0] == programs.lanes // sizes[0]
+    told = {}
+    def tell(name, function, *arguments):
+        text = function.lower(*arguments).compile().as_text()
+        assert "num_partitions=8" in text
+        told[name] = [(c.kind, tuple(sorted(c.axes)), c.bytes) for c in collectives(text, mesh)]
+    tell("advance", programs.advance, *abstract_arguments(programs, pairs))
+    if sizes == (8, 1, 1):
+        everyone = np.ones(8, bool)
+        tell("reset", programs.reset, state, engine.params, everyone)
+        sampler = make_sampler(graph, SamplingConfig(4, 2), mesh=mesh, implementation=kind)
+        tell("sampler", sampler, state.params, engine.frozen, everyone, np.arange(8), prompts, params)
+    settings = stack_jobs(jobs)
+    metrics = []
+    for _ in range(2):  # chunks
+        state, sums = programs.advance(state, settings, engine.frozen, engine.data)
+        metrics.append(jax.tree.map(np.asarray, sums))
+    found[sizes, kind] = told, shards, jax.tree.map(np.asarray, tuple(state)), metrics
 with open(result, "wb") as file:
     pickle.dump(found, file)
 """
 
+MESHES = [
+    ((8, 1, 1), "map", 1),
+    ((8, 1, 1), "vmap", 1),
+    ((4, 2, 1), "map", 1),
+    ((2, 4, 1), "vmap", 1),
+    ((2, 2, 2), "map", 2),
+    ((1, 2, 4), "vmap", 1),
+]
+CASES = [(sizes, kind) for sizes, kind, _ in MESHES]
+LOST = 5  # the lane that becomes NaN
+
 
 @pytest.fixture(scope="module")
 def jobs(job):
-    losses = ["dpo", "ipo", "slic", "aot", "kto_pair", "simpo", "orpo", "exp", "apo_zero", "padll"]
-    return [job(loss, seed=k, steps=2 + k % 5) for k, loss in enumerate(losses)]
+    """Losses of one pair, of a sorted batch (aot) and of its mean (aqfl); and one that becomes NaN."""
+    losses = ["dpo", "aot", "aqfl", "ipo", "slic", "nan_at_half", "aot", "aqfl"]
+    return [job(loss, seed=k, steps=6 if k == LOST else 4 + k % 3) for k, loss in enumerate(losses)]
 
 
 @pytest.fixture(scope="module")
 def eight(setting, noisy_pairs, jobs, tmp_path_factory, repository):
     folder = tmp_path_factory.mktemp("eight")
     params = jax.tree.map(np.asarray, setting.params)
-    given = (setting.graph, params, noisy_pairs, setting.tokens, setting.config, jobs)
+    given = (setting.graph, params, noisy_pairs, setting.tokens, setting.config, jobs, MESHES)
     (folder / "given").write_bytes(pickle.dumps(given))
     (folder / "script.py").write_text(SCRIPT)
     flags = [
@@ -96,21 +104,84 @@ def eight(setting, noisy_pairs, jobs, tmp_path_factory, repository):
     return pickle.loads((folder / "found").read_bytes())
 
 
+@pytest.fixture(scope="module")
+def one(setting, programs_of, noisy_pairs, jobs):
+    """The state and metrics of the same lanes on one device, four at a time."""
+    from discojax.population import make_engine
+    from discojax.population.lanes import stack_jobs
+
+    programs = programs_of()
+    engine = make_engine(programs, setting.params, noisy_pairs)
+    halves = []
+    for half in (jobs[:4], jobs[4:]):
+        state, metrics = programs.fresh(engine.params), []
+        for _ in range(2):
+            state, sums = programs.advance(state, stack_jobs(half), engine.frozen, engine.data)
+            metrics.append(jax.tree.map(np.asarray, sums))
+        halves.append((jax.tree.map(np.asarray, tuple(state)), metrics))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *halves)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_mesh_gives_the_result_of_one_device(eight, one, case):
+    _, _, (params, moments, step, diverged), metrics = eight[case]
+    (expected, expected_moments, expected_step, expected_diverged), expected_metrics = one
+    np.testing.assert_array_equal(step, expected_step)
+    np.testing.assert_array_equal(diverged, expected_diverged)
+    for ours, theirs in zip(metrics, expected_metrics, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+    # Where a gradient is nearly nothing its sign decides Adam's step, so moments are the sharper measure.
+    for a, b in zip(jax.tree.leaves(moments), jax.tree.leaves(expected_moments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-3)
+        assert (abs(a - b) < 2e-4).mean() > 0.99
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_lane_that_is_nan_reaches_no_other_device(eight, case):
+    _, _, (params, moments, _, diverged), _ = eight[case]
+    assert np.flatnonzero(diverged).tolist() == [LOST]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, moments)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_mesh_says_anything_between_lanes(eight, case):
+    assert not [each for each in eight[case][0]["advance"] if "lane" in each[1]]
+
+
 @pytest.mark.parametrize("kind", ["map", "vmap"])
 @pytest.mark.parametrize("function", ["advance", "reset", "sampler"])
 def test_spreading_lanes_adds_no_collective(eight, kind, function):
-    _, told, _, _ = eight[kind]
-    assert told[function] == []
+    assert eight[(8, 1, 1), kind][0][function] == []
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
-def test_eight_devices_give_the_result_of_one(eight, kind, run, jobs, noisy_pairs):
-    """And eight lanes that of four: how many there are is not part of the result."""
-    lanes, _, weights, diverged = eight[kind]
-    assert lanes == 8 and not any(diverged)  # seven were asked for
-    for ours, done in zip(weights, run(jobs, pairs=noisy_pairs), strict=True):
-        for one, other in zip(ours, jax.tree.leaves(done.measurement), strict=True):
-            np.testing.assert_allclose(one, other, atol=2e-4)
+@pytest.mark.parametrize("case", [((4, 2, 1), "map"), ((2, 4, 1), "vmap")], ids=str)
+def test_data_adds_the_gradient_and_the_log_probabilities_of_the_batch(eight, case, setting):
+    """Once each: the program's loops hold one of either."""
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(setting.params))
+    lanes = 1 if case[1] == "map" else 8 // case[0][0]  # that are worked on at a time
+    logps = 2 * setting.config.batch * 4
+    told = eight[case][0]["advance"]
+    assert sorted(told) == [
+        ("all-gather", ("data",), lanes * logps),
+        ("all-reduce", ("data",), lanes * weights),
+    ]
+
+
+@pytest.mark.parametrize("case", [((2, 2, 2), "map"), ((1, 2, 4), "vmap")], ids=str)
+def test_over_data_a_divided_gradient_is_added_up_in_its_parts(eight, case, setting):
+    told, shards, _, _ = eight[case]
+    part = sum(4 * int(np.prod(shard[1:])) for _, shard in shards)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(setting.params))
+    lanes = 1 if case[1] == "map" else 8 // case[0][0]
+    over_data = sorted(each for each in told["advance"] if "data" in each[1])
+    assert over_data == [
+        ("all-gather", ("data",), lanes * 2 * setting.config.batch * 4),
+        ("all-reduce", ("data",), lanes * part),
+    ]
+    assert part < whole * (1 / case[0][2] + 0.05)  # all but the vectors is divided
 
 
 def test_a_mesh_takes_the_devices_there_are():
@@ -127,3 +198,10 @@ def test_a_mesh_that_does_not_divide_the_devices_names_the_numbers(sizes):
 def test_a_mesh_of_no_devices_is_refused(sizes):
     with pytest.raises(UserError, match="must be positive"):
         make_mesh(*sizes)
+
+
+def test_a_batch_that_does_not_divide_names_the_numbers():
+    mesh = jax.sharding.AbstractMesh((1, 4, 2), ("lane", "data", "model"))
+    assert rows_per_device(mesh, 24, 3) == 6
+    with pytest.raises(UserError, match=r"batch of 20 pairs .* data=4 .* accumulate=3 .* a multiple of 12"):
+        rows_per_device(mesh, 20, 3)
