@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from discojax.errors import UserError
 from discojax.policies.pretrained.architectures import Architecture, Row
 
 __all__ = ["Leaf", "assembled", "correspondence", "joined"]
@@ -59,7 +60,11 @@ class Leaf:
 
 
 def correspondence(found: Architecture, params: nnx.State) -> list[Leaf]:
-    """The leaves of `params` (arrays or shapes), in the order of `jax.tree.leaves`."""
+    """The leaves of `params` (arrays or shapes), in the order of `jax.tree.leaves`.
+
+    Raises:
+      UserError: one of them is no parameter of the architecture.
+    """
     rows = {row.path: row for row in found.rows}
     leaves = []
     for keys, value in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -68,7 +73,12 @@ def correspondence(found: Architecture, params: nnx.State) -> list[Leaf]:
         in_block = parts[0] == "blocks"
         stacked = in_block and not parts[1].isdigit()
         pattern = ".".join(["blocks", "{}", *parts[1 if stacked else 2 :]]) if in_block else path
-        row = rows[pattern]
+        row = rows.get(pattern)
+        if row is None:
+            raise UserError(
+                f"The policy's parameter {path!r} is in no {found.model_class}: "
+                "merge adapters (policies.lora.merge_lora) before saving."
+            )
         layers = range(shape[0]) if stacked else [parts[1]] if in_block else [None]
         names = tuple(row.name.format(layer) for layer in layers)
         leaves.append(Leaf(path, shape, row, names, stacked))

@@ -41,7 +41,8 @@ def save(pretrained: Pretrained, directory: str | Path, *, shard_bytes: int = 5_
       The directory.
 
     Raises:
-      UserError: there is something in the directory, or it cannot be written.
+      UserError: there is something in the directory, or it cannot be written, or the policy has
+        parameters that its architecture has not, such as adapters.
     """
     target = Path(directory).expanduser()
     found = ARCHITECTURES[pretrained.hf_config["model_type"]]
@@ -105,7 +106,7 @@ def _on_host(parts: Sequence[tuple[Leaf, int]], values: Mapping[str, jax.Array])
     for leaf, layer in parts:
         value = values[leaf.path]
         piece = value[layer] if leaf.stacked else value
-        if not piece.is_fully_addressable:
+        if isinstance(piece, jax.Array) and not piece.is_fully_addressable:
             piece = multihost_utils.process_allgather(piece, tiled=True)
         pieces.append(np.asarray(piece))
     return assembled(parts[0][0].row, pieces)
