@@ -78,7 +78,7 @@ def simulate(
 
 
 def of_run(folder: Path) -> list[tuple[str, float, float, float]]:
-    """A run's phases: useful lane-steps before the drain and in all, and seconds in which no lane had a job."""
+    """A run's phases: useful lane-steps before the drain and in all, and seconds without any job."""
     phases: dict[str, list[dict]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)

@@ -86,15 +86,15 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
     candidates.warm()  # the checking process starts while the tasks are built
     with open_run(config, resume) as archive, display() as screen:
         screen.say(f"Run [bold]{config.run.path}[/bold]: metrics.jsonl and archive.sqlite grow as it goes.")
-        laboratory = build_laboratory(config, archive, (config.task.name, config.task.held_out), screen)
         contenders = proposals.admit_library(archive, library)
         known = {contender.name: contender for contender in contenders}
         ledger = RunLedger(archive)
-        arms = make_arms(config, archive, tuple(known), ledger)
+        arms = make_arms(config, archive, tuple(known), ledger)  # a wrong key is told before any work
+        laboratory = build_laboratory(config, archive, (config.task.name, config.task.held_out), screen)
         raced = search(config, laboratory, arms, contenders, ledger, screen)
         ranked = finals.elites(config, laboratory, raced, known[BASELINE], screen)
-        given = [known[objectives.get(name).name] for name in baselines]
-        finalists = finals.finalists(ranked[SEARCH], given, config.evaluation.finalists)
+        held_out = [known[objectives.get(name).name] for name in baselines]
+        finalists = finals.finalists(ranked[SEARCH], held_out, config.evaluation.finalists)
         rivals = [next(iter(ranked[arm.name]), None) for arm in arms[1:]]
         everyone = [*finalists, *(rival for rival in rivals if rival is not None)]
         trial = final_trial(config)

@@ -1,4 +1,4 @@
-"""A laboratory without a device: the real search, archive, gate and loop over lanes; only steps are arithmetic.
+"""A laboratory without a device: the real search, archive, gate and loop over lanes; steps are arithmetic.
 
 Its clock is the device's: a call takes as long as it would under `vmap`, and a proposer may sleep on it. So
 hours of a search on 64 lanes pass in seconds, and how busy the lanes were is exact. What a lane comes to
