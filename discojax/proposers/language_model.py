@@ -99,7 +99,6 @@ class LanguageModel:
             taken.update(one.name for one in made)
             if self.settings.history:
                 past += [_as_past(one) for one in made]
-        self.ledger.hand_over(proposals)
         return proposals
 
     def _count(self, made: Sequence[Proposal]) -> None:

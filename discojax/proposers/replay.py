@@ -20,6 +20,8 @@ from discojax.proposers.types import Exchange, Proposal, Scored
 
 __all__ = ["Replay", "Transcript", "recorded"]
 
+_CONTROLS = 1_000_000  # where the numbers of the attempts of `search.controls` begin
+
 
 @dataclass(frozen=True)
 class Transcript:
@@ -164,5 +166,5 @@ def _of_archive(path: Path) -> list[Proposal]:
             **{name: row[name] for name in optional if name in row},
         )
         for row in rows
-        if row["operator"] != "library"
+        if row["operator"] != "library" and row["number"] < _CONTROLS
     ]

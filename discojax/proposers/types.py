@@ -138,8 +138,5 @@ class Ledger(Protocol):
     def put(self, request: str, exchange: Exchange) -> None:
         """Writes it down for good; a hash that is there already stays as it is."""
 
-    def hand_over(self, proposals: Sequence[Proposal]) -> None:
-        """Notes what was made of the answers."""
-
     def spent(self) -> Spent:
         """What the run has spent, in all its sessions."""

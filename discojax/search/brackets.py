@@ -231,7 +231,7 @@ class Race:
             batch=self.config.proposer.candidates,
             told=arm.told,
             go_on=self._may_ask,
-            heard=self.ledger.hand_over,
+            heard=self.ledger.hand_over if arm.place == 0 else lambda proposals: None,
         )
 
     def _may_ask(self) -> bool:

@@ -27,7 +27,7 @@ _COLUMNS = ("server", "model", "purpose", "prompt_hash", "request", "reply", "co
 
 @dataclass(frozen=True)
 class RunLedger:
-    """The ledger of one run; `proposers.Ledger` says what each method is for.
+    """The ledger of one run; `proposers.Ledger` says what the methods are for.
 
     Attributes:
       archive: open for writing.
@@ -78,7 +78,7 @@ class RunLedger:
         self.transcript.add_exchange(request, exchange)
 
     def hand_over(self, proposals: Sequence[Proposal]) -> None:
-        """Notes in the transcript what was made of the replies."""
+        """Notes in the transcript what the search was handed, for a replay of it."""
         self.transcript.add_proposals(proposals)
 
     def spent(self) -> Spent:
