@@ -26,6 +26,13 @@ def test_a_misspelt_proposer_names_the_nearest():
         choose("search.proposer=gemnii")
 
 
+@pytest.mark.parametrize("name", ["gemini", "ollama"])
+def test_the_configs_for_language_models_are_whole(name, repository):
+    config = load(repository / f"configs/{name}.yaml")
+    assert config.search.proposer in ("gemini", "openai") and config.proposer.models
+    assert config.run.name == name and config.proposer.history
+
+
 def test_files_are_proposed_by_name_each_once(tmp_path):
     for name in ("b.py", "a.py", "A.py", "not python.txt", "c d.py"):
         (tmp_path / name).write_text(SOURCE.replace("loss", name[0]))
