@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,9 +81,9 @@ class Gemini(SdkClient):
     ):
         if isinstance(thinking, str) and thinking not in _LEVELS:
             raise UserError(f"Gemini thinks a number of tokens, or {', '.join(_LEVELS)}; got {thinking!r}.")
-        super().__init__(model.removeprefix("models/"), base_url or _ADDRESS, key_variable, thinking)
+        base_url = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL") or _ADDRESS
+        super().__init__(model.removeprefix("models/"), base_url, key_variable, thinking)
         self.api_version = api_version
-        self._given_url = base_url
         self._genai = load("google.genai", "gemini")
         self._clients: dict[str, Any] = {}
 
@@ -93,7 +94,7 @@ class Gemini(SdkClient):
             if key not in self._clients:
                 options = self._genai.types.HttpOptions(
                     api_version=self.api_version,
-                    base_url=self._given_url,
+                    base_url=self.base_url,
                     retry_options=self._genai.types.HttpRetryOptions(attempts=1),
                 )
                 self._clients = {key: self._genai.Client(api_key=key, vertexai=False, http_options=options)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from discojax.errors import UserError
 from discojax.proposers import faults, keys
 from discojax.proposers.client import ClientError, Finish, Reply, Request
 from discojax.proposers.dialect import Feature
@@ -39,13 +41,14 @@ class OpenAI(SdkClient):
     Args:
       model: as the server lists it.
       base_url: ends with `/v1`, as `http://localhost:11434/v1` for Ollama, `http://localhost:8000/v1`
-        for vLLM, `http://localhost:8080/v1` for llama.cpp; by default OpenAI's own.
+        for vLLM, `http://localhost:8080/v1` for llama.cpp; by default OpenAI's own, or what the
+        environment variable OPENAI_BASE_URL says.
       key_variable: the environment variable with the key, OPENAI_API_KEY by default. Another server
         than OpenAI's is asked without a key if there is none.
       thinking: the `reasoning_effort`, such as "low".
 
     Raises:
-      UserError: if the SDK is not installed.
+      UserError: if the SDK is not installed, or `thinking` is a number.
     """
 
     name = "openai"
@@ -59,6 +62,11 @@ class OpenAI(SdkClient):
         key_variable: str | None = None,
         thinking: int | str | None = None,
     ):
+        if isinstance(thinking, int):
+            raise UserError(
+                f"OpenAI's protocol knows levels of thinking, such as low, not {thinking} tokens."
+            )
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         # OpenAI's own models want the newer name of the limit; many others know the older one alone.
         limits = _LIMITS if base_url else _LIMITS[::-1]
         self.features = {**_FEATURES, "limit": Feature(limits, _LIMITS)}

@@ -17,9 +17,10 @@ from test_keys import FORMS
 
 SMALL = (
     "policy.vocab_size=512", "policy.width=16", "policy.layers=1", "policy.heads=2", "sft.steps=30",
-    "task.pairs=48", "task.completions=2", "population.lanes=4", "population.batch=8", "population.chunk=3",
-    "search.candidates=4", "search.library=[dpo, ipo]", "search.rungs=[[1, 4, 64], [2, 5, 3]]",
-    "evaluation.prompts=12", "evaluation.search_prompts=12", "evaluation.seeds=2", "evaluation.steps=4",
+    "task.pairs=32", "task.completions=2", "population.lanes=4", "population.batch=8", "population.chunk=3",
+    "search.candidates=4", "search.generations=1", "search.betas=[0.1]", "search.library=[dpo]",
+    "search.rungs=[[1, 2, 64]]",
+    "evaluation.prompts=12", "evaluation.search_prompts=12", "evaluation.seeds=2", "evaluation.steps=2",
     "evaluation.finalists=1", "evaluation.bootstrap=50", "evaluation.baselines=[dpo]",
     "proposer.candidates=2", "proposer.failures=3", "proposer.attempts=2", "proposer.timeout=20",
 )  # fmt: skip
@@ -50,16 +51,18 @@ def discover(folder: Path, *overrides: str) -> tuple[int, dict[str, bytes], dict
         run = subprocess.Popen(
             command, stdout=out, stderr=err, env={**environment, **dict.fromkeys(KEY_NAMES, CANARY)}
         )
-        while run.poll() is None:
-            children |= environments(
-                run.pid
-            )  # the last look at each: before its exec it is a copy of the run
-            time.sleep(0.05)
+        try:
+            while run.poll() is None:
+                children |= environments(run.pid)  # the last look: before its exec, a child copies the run
+                time.sleep(0.2)
+        finally:
+            run.kill()
     left = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return run.returncode, left, children
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(not installed("openai"), reason="openai is not installed")
 @pytest.mark.skipif(not installed("google.genai"), reason="google.genai is not installed")

@@ -169,6 +169,19 @@ def test_thoughts_in_the_answer_are_dropped(server: Server) -> None:
     assert make("openai", server.url).generate(REQUEST).texts == ("\n0: def loss(y): yes",)
 
 
+@pytest.mark.parametrize(
+    ("kind", "variable"), [("gemini", "GOOGLE_GEMINI_BASE_URL"), ("openai", "OPENAI_BASE_URL")]
+)
+def test_the_address_may_come_from_the_environment(
+    kind: str, variable: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not installed({"gemini": "google.genai", "openai": "openai"}[kind]):
+        pytest.skip(f"the SDK of {kind} is not installed")
+    monkeypatch.setenv(variable, server.url if kind == "gemini" else f"{server.url}/v1")
+    connect(kind, "gemini-flash-latest").probe()
+    assert len(server.state.exchanges) == 1
+
+
 @needs_gemini
 def test_connect_gives_patience_and_names_what_is_wrong(server: Server) -> None:
     client = connect("gemini", "models/gemini-flash-latest", base_url=server.url, thinking=0)
@@ -178,6 +191,8 @@ def test_connect_gives_patience_and_names_what_is_wrong(server: Server) -> None:
         connect("gemmini", "x")
     with pytest.raises(UserError, match="minimal, low, medium, high"):
         connect("gemini", "x", thinking="much")
+    with pytest.raises(UserError, match="levels of thinking"):
+        connect("openai", "x", thinking=256)
     with pytest.raises(UserError, match="needs the name of a model"):
         connect("gemini", " ")
 
