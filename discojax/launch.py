@@ -7,13 +7,14 @@ so that `--help` and a mistake are answered at once, and before JAX reads its fl
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -34,72 +35,46 @@ _LONGEST_CANDIDATE = 1 << 16  # bytes read of a candidate, far above what the ga
 
 def discover(config: Config, options: argparse.Namespace) -> int:
     """Proposes losses, trains policies with them and scores them, until the budget is spent."""
-    resume = options.resume is not None
-    if resume:
-        config = _saved(config, options)
+    config, resume = _resumed(config, options)
     _configure_backend()
     from discojax.search import discover
 
     config = config if resume else discover.claim(config)
-    try:
-        outcome = discover.run(config, resume=resume)
-    except KeyboardInterrupt:
-        if not (config.run.path / "config.yaml").exists():
-            raise KeyboardInterrupt("Stopped, before there was anything to keep.") from None
-        command = f"{PROGRAM} discover --resume {config.run.path}"
-        raise KeyboardInterrupt(f"Stopped. `{command}` goes on where it left off.") from None
-    return _shown(outcome, config)
+    with _resumable("discover", config.run.path, "config.yaml"):
+        return _shown(discover.run(config, resume=resume), config)
 
 
 def train(config: Config, options: argparse.Namespace) -> int:
     """Trains the given objectives over seeds and betas, or with a policy one policy with one of them."""
-    resume = options.resume is not None
-    if resume:
-        config = _saved(config, options)
-    given = config.search.library
-    if options.objectives is not None:
-        given = _objectives(options.objectives)
+    config, resume = _resumed(config, options)
+    given = _objectives(options.objectives)
     if options.policy or options.data or config.finetune.policy:
-        return _finetune(config, options, given if options.objectives is not None else (), resume)
+        return _finetune(config, options, given, resume)
     if resume:
         raise UserError("`train --resume` goes on with a run of `train --policy`; this one had no policy.")
     _configure_backend()
     from discojax.search import discover
 
     config = discover.claim(config)
-    return _shown(discover.train(config, given), config)
+    return _shown(discover.train(config, given or config.search.library), config)
 
 
 def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str], resume: bool) -> int:
-    if len(given) > 1:
-        raise UserError(f"One policy is trained with one objective, not with {', '.join(given)}.")
-    chosen = {"policy": options.policy, "data": options.data, "objective": given[0] if given else None}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    config = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, **chosen))
     _configure_backend()
     from discojax.report import finetuned
     from discojax.search import finetune
 
+    config = finetune.chosen(config, options.policy, options.data, given)
     config = config if resume else finetune.claim(config)
-    try:
-        tuned = finetune.finetune(config)
-    except KeyboardInterrupt:
-        if not (config.run.path / finetune.CHECKPOINT).exists():
-            raise KeyboardInterrupt("Stopped, before there was anything to keep.") from None
-        command = f"{PROGRAM} train --resume {config.run.path}"
-        raise KeyboardInterrupt(f"Stopped. `{command}` goes on where it left off.") from None
-    finetuned.show(tuned, confidence=config.evaluation.confidence)
+    with _resumable("train", config.run.path, finetune.CHECKPOINT):
+        finetuned.show(finetune.finetune(config), confidence=config.evaluation.confidence)
     return 0
 
 
 def evaluate(config: Config, options: argparse.Namespace) -> int:
     """Measures objectives on the held-out task: frontiers, win rates, intervals."""
-    resume = options.resume is not None
-    if resume:
-        config = _saved(config, options)
-    given = config.evaluation.objectives
-    if options.objectives is not None:
-        given = _objectives(options.objectives)
+    config, resume = _resumed(config, options)
+    given = _objectives(options.objectives) or config.evaluation.objectives
     _configure_backend()
     from discojax.report import evaluation
     from discojax.search import discover
@@ -167,24 +142,25 @@ class _Command(NamedTuple):
     options: tuple[tuple[str, dict[str, str]], ...] = ()
 
 
+_OBJECTIVES = ("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"})
+_RESUME = ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped run"})
+
 _COMMANDS = {
     "discover": _Command(
         discover,
         "[--resume [RUN]]",
         "propose losses, gate them, train a population with them, score them, feed back",
-        options=(
-            ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped run"}),
-        ),
+        options=(_RESUME,),
     ),
     "train": _Command(
         train,
         "[--objectives NAME|FILE,...] [--policy DIR|ID --data FILE|ID] [--resume [RUN]]",
         "train given objectives over seeds and betas; or one pretrained policy with one of them",
         options=(
-            ("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"}),
+            _OBJECTIVES,
             ("--policy", {"metavar": "DIR|ID", "help": "one pretrained policy: see configs/finetune.yaml"}),
             ("--data", {"metavar": "FILE|ID", "help": "preference pairs to train it on"}),
-            ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped --policy"}),
+            _RESUME,
         ),
     ),
     "evaluate": _Command(
@@ -192,12 +168,11 @@ _COMMANDS = {
         "[--objectives NAME|FILE,...] [--task TASK] [--resume [RUN]]",
         "the held-out evaluation: frontiers, win rates, what each objective does, with intervals",
         options=(
-            ("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"}),
-            ("--task", {"metavar": "TASK", "help": "sets task.held_out; the config is that of the task, "
-                                                   "configs/TASK.yaml, where there is one"}),
-            ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped one"}),
+            _OBJECTIVES,
+            ("--task", {"metavar": "TASK", "help": "sets task.held_out, and takes configs/TASK.yaml if there is one"}),
+            _RESUME,
         ),
-    ),  # fmt: skip
+    ),
     "check": _Command(check, "FILE|-", "the gate alone: accepted, or the stage, line and reason", (1, 1)),
     "losses": _Command(losses, "[NAME]", "list the library, or show one loss and its curve", (0, 1)),
     "export": _Command(
@@ -304,6 +279,23 @@ def _config_file(options: argparse.Namespace) -> str | None:
         return None
 
 
+def _resumed(config: Config, options: argparse.Namespace) -> tuple[Config, bool]:
+    resume = options.resume is not None
+    return (_saved(config, options) if resume else config), resume
+
+
+@contextlib.contextmanager
+def _resumable(name: str, folder: Path, kept: str) -> Iterator[None]:
+    """Says how to go on with a run that is stopped, if there is a file of it to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (folder / kept).exists():
+            raise KeyboardInterrupt("Stopped, before there was anything to keep.") from None
+        command = f"{PROGRAM} {name} --resume {folder}"
+        raise KeyboardInterrupt(f"Stopped. `{command}` goes on where it left off.") from None
+
+
 def _saved(config: Config, options: argparse.Namespace) -> Config:
     """The config that a run was started with, with today's overrides; its folder is where it lies now."""
     folder = config.run.path
@@ -323,10 +315,12 @@ def _saved(config: Config, options: argparse.Namespace) -> Config:
     )
 
 
-def _objectives(text: str) -> tuple[str, ...]:
+def _objectives(text: str | None) -> tuple[str, ...]:
     """The names and files of a list, each known to exist: `dpo,discopop(tau=0.1),my/loss.py`."""
     from discojax import objectives
 
+    if text is None:
+        return ()
     entries = [entry.strip() for entry in re.split(r",(?![^()]*\))", text) if entry.strip()]
     if not entries:
         raise UserError(

@@ -15,7 +15,7 @@ def show(tuned: Tuned, *, confidence: float, console: Console | None = None) -> 
     trained = f"{tuned.steps} steps of {tuned.objective} on {tuned.pairs} pairs ({tuned.data})"
     if tuned.last is not None:
         last = tuned.last
-        trained += f"; the last: loss {last.loss:.4f}, margin {last.margin:+.4f}, accuracy {last.accuracy:.2f}"
+        trained += f"; at the last loss {last.loss:.4f}, margin {last.margin:+.4f}"
     console.print(f"\n{trained}.", highlight=False, soft_wrap=True)
     held_out = tuned.held_out
     if held_out is None:

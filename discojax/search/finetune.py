@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -43,34 +43,16 @@ from discojax.population.optimizer import OptimizerConfig
 from discojax.population.placement import shardings
 from discojax.population.step import StepConfig, cast
 from discojax.search.display import Display, display
+from discojax.search.held_out import HeldOut, measure
 from discojax.search.laboratory import Contender
 from discojax.search.opening import given
 from discojax.search.records import plain
-from discojax.search.statistics import Estimate, interval, mean
 
-__all__ = ["HeldOut", "Tuned", "claim", "finetune"]
+__all__ = ["CHECKPOINT", "Tuned", "chosen", "claim", "finetune"]
 
 CHECKPOINT = "checkpoint.safetensors"
 _FULL, _ADAPTERS = 5e-7, 5e-6  # learning rates: of the paper; of TRL's own script for adapters
 _PLACES = {"policy", "data", "tokenizer", "checkpoint", "save"}  # what does not change the weights
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What became of pairs that nothing trained on: means over prompts, each with an interval.
-
-    Attributes:
-      pairs, prompts: how many there are.
-      accuracy: pairs whose chosen completion gained more on the reference than the rejected one.
-      margin: beta times the difference of the two gains, in nats.
-    """
-
-    pairs: int
-    prompts: int
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    margin: float
-    margin_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -97,6 +79,24 @@ class Tuned:
     last: Step | None
     held_out: HeldOut | None
     data: str
+
+
+def chosen(config: Config, policy: str | None, data: str | None, objectives: Sequence[str]) -> Config:
+    """The config with what the command line chose; None and an empty list choose nothing.
+
+    Raises:
+      UserError: more than one objective is chosen.
+    """
+    if len(objectives) > 1:
+        raise UserError(f"One policy is trained with one objective, not with {', '.join(objectives)}.")
+    old = config.finetune
+    new = replace(
+        old,
+        policy=policy or old.policy,
+        data=data or old.data,
+        objective=next(iter(objectives), old.objective),
+    )
+    return replace(config, finetune=new)
 
 
 def claim(config: Config) -> Config:
@@ -157,8 +157,10 @@ def finetune(config: Config) -> Tuned:
             engine, job, file=folder / CHECKPOINT, identity=identity, every=settings.checkpoint, report=report
         )
         trained = jax.tree.map(lambda x: x[0], state.params)
-        measured = _measure(config, graph, (trained, engine.frozen), held_out, tokens, screen)
-        if measured is not None:
+        measured = None
+        if len(held_out.prompts):
+            logps = _logps(settings, graph, (trained, engine.frozen), held_out, tokens, screen)
+            measured = measure(held_out, *logps, beta=settings.beta, confidence=config.evaluation.confidence)
             log(kind="held_out", **asdict(measured))
         _save(config, loaded, graph, trained, engine.frozen, tokenizer, mesh)
     tuned = Tuned(
@@ -328,32 +330,14 @@ def _logger(file: Path) -> Callable[..., None]:
     return log
 
 
-def _measure(
-    config: Config, graph: nnx.GraphDef, states: Any, held_out: Prepared, tokens: int, screen: Display
-) -> HeldOut | None:
-    if not len(held_out.prompts):
-        return None
-    settings = config.finetune
-    bar = screen.bar("held-out pairs", 2 * len(held_out.prompts))
-    chosen, rejected = pair_logps(
-        held_out.pairs, graph, *states, tokens=tokens, dtype=settings.dtype, rows=_at_once(settings),
+def _logps(
+    settings: Finetune, graph: nnx.GraphDef, states: Any, part: Prepared, tokens: int, screen: Display
+) -> list[np.ndarray]:
+    bar = screen.bar("held-out pairs", 2 * len(part.prompts))
+    return pair_logps(
+        part.pairs, graph, *states, tokens=tokens, dtype=settings.dtype, rows=_at_once(settings),
         progress=lambda done, total: bar.update(done),
     )  # fmt: skip
-    margins = (chosen - held_out.pairs.reference_chosen) - (rejected - held_out.pairs.reference_rejected)
-    confidence = config.evaluation.confidence
-    right, right_interval, prompts = _by_prompt(margins > 0, held_out.prompts, confidence)
-    margin, margin_interval, _ = _by_prompt(settings.beta * margins, held_out.prompts, confidence)
-    return HeldOut(len(margins), prompts, right, right_interval, margin, margin_interval)
-
-
-def _by_prompt(values: np.ndarray, prompts: np.ndarray, confidence: float):
-    """The mean over prompts with its interval: pairs of one prompt are one observation."""
-    _, place = np.unique(prompts, return_inverse=True)
-    means = np.bincount(place, values.astype(np.float64)) / np.bincount(place)
-    if len(means) < 2:
-        return float(means.mean()), (math.nan, math.nan), len(means)
-    estimate: Estimate = mean(means[None])
-    return float(estimate.value), interval(estimate, confidence), len(means)
 
 
 def _save(
@@ -392,4 +376,3 @@ def _loading(config: Config, loaded: Pretrained) -> str:
             f'"{target}")'
         )
     return f'transformers.AutoModelForCausalLM.from_pretrained("{target}")'
-
