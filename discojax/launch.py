@@ -64,8 +64,7 @@ def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str],
     from discojax.report import finetuned
     from discojax.search import finetune
 
-    config = finetune.chosen(config, options.policy, options.data, given)
-    config = config if resume else finetune.claim(config)
+    config = finetune.chosen(config, options.policy, options.data, given, resume=resume)
     with _resumable("train", config.run.path, finetune.CHECKPOINT):
         finetuned.show(finetune.finetune(config), confidence=config.evaluation.confidence)
     return 0
@@ -169,7 +168,7 @@ _COMMANDS = {
         "the held-out evaluation: frontiers, win rates, what each objective does, with intervals",
         options=(
             _OBJECTIVES,
-            ("--task", {"metavar": "TASK", "help": "sets task.held_out, and takes configs/TASK.yaml if there is one"}),
+            ("--task", {"metavar": "TASK", "help": "sets task.held_out; its config, if configs/ has one"}),
             _RESUME,
         ),
     ),

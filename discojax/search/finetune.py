@@ -48,7 +48,7 @@ from discojax.search.laboratory import Contender
 from discojax.search.opening import given
 from discojax.search.records import plain
 
-__all__ = ["CHECKPOINT", "Tuned", "chosen", "claim", "finetune"]
+__all__ = ["CHECKPOINT", "Tuned", "chosen", "finetune"]
 
 CHECKPOINT = "checkpoint.safetensors"
 _FULL, _ADAPTERS = 5e-7, 5e-6  # learning rates: of the paper; of TRL's own script for adapters
@@ -81,32 +81,32 @@ class Tuned:
     data: str
 
 
-def chosen(config: Config, policy: str | None, data: str | None, objectives: Sequence[str]) -> Config:
+def chosen(
+    config: Config, policy: str | None, data: str | None, objectives: Sequence[str], *, resume: bool = False
+) -> Config:
     """The config with what the command line chose; None and an empty list choose nothing.
+
+    Its run's name is one that is free, `finetune` or else `finetune-2`, unless it is to go on.
 
     Raises:
       UserError: more than one objective is chosen.
     """
     if len(objectives) > 1:
         raise UserError(f"One policy is trained with one objective, not with {', '.join(objectives)}.")
-    old = config.finetune
+    old, run = config.finetune, config.run
     new = replace(
         old,
         policy=policy or old.policy,
         data=data or old.data,
         objective=next(iter(objectives), old.objective),
     )
-    return replace(config, finetune=new)
-
-
-def claim(config: Config) -> Config:
-    """The config with a run name that is free: `finetune`, or else `finetune-2`, and so on."""
-    name = "finetune" if config.run.name == type(config.run)().name else config.run.name
-    number, free = 1, replace(config.run, name=name)
-    while free.path.exists() and any(free.path.iterdir()):
-        number += 1
-        free = replace(free, name=f"{name}-{number}")
-    return replace(config, run=free)
+    if not resume:
+        name = "finetune" if run.name == type(run)().name else run.name
+        number, run = 1, replace(run, name=name)
+        while run.path.exists() and any(run.path.iterdir()):
+            number += 1
+            run = replace(run, name=f"{name}-{number}")
+    return replace(config, finetune=new, run=run)
 
 
 def finetune(config: Config) -> Tuned:
