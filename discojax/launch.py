@@ -279,8 +279,7 @@ def _config_file(options: argparse.Namespace) -> str | None:
 
 
 def _resumed(config: Config, options: argparse.Namespace) -> tuple[Config, bool]:
-    resume = options.resume is not None
-    return (_saved(config, options) if resume else config), resume
+    return (config, False) if options.resume is None else (_saved(config, options), True)
 
 
 @contextlib.contextmanager
