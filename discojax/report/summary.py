@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from discojax.objectives.curves import curve
-from discojax.report import leaderboard, plots
+from discojax.report import controls, leaderboard, plots
 from discojax.report.leaderboard import Row
 from discojax.search.discover import BASELINE, Outcome, save_results
 from discojax.search.laboratory import Contender
@@ -32,6 +32,8 @@ def show(
             caption=_caption(outcome, kl_budget, confidence),
         )
     )
+    if outcome.controls:
+        console.print(controls.table(outcome.controls, baseline=BASELINE, confidence=confidence))
     for line in _write(outcome, board, kl_budget):
         console.print(line, highlight=False, soft_wrap=True)
     return board
@@ -54,6 +56,9 @@ def _caption(outcome: Outcome, kl_budget: float, confidence: float) -> str:
             f"The search scored {outcome.scored} objectives, {outcome.accepted} of them accepted "
             f"out of {outcome.proposed} proposed."
         )
+    if outcome.spent is not None and outcome.spent.requests:
+        spent = outcome.spent
+        sentences.append(f"It made {spent.requests} requests: {spent.tokens:,} tokens, {spent.cost}.")
     return " ".join(sentences)
 
 
