@@ -30,7 +30,7 @@ prompts only and nothing is tested.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,6 +52,7 @@ __all__ = [
     "lower_bound",
     "mean",
     "p_value",
+    "resampled",
     "survivors",
 ]
 
@@ -240,6 +241,43 @@ def mean(values: Float[Array, "seeds prompts"]) -> Estimate:
         np.sum(by_seed**2)[None] / (seeds * free_seeds),
         np.sum(by_prompt**2)[None] / (prompts * (prompts - 1)),
         np.sum(rest**2)[None] / (seeds * prompts * free_seeds * (prompts - 1)),
+        (seeds, prompts),
+    )
+    return estimate
+
+
+def resampled(
+    statistic: Callable[[Float[Array, "replicates seeds prompts"]], Float[Array, " replicates"]],
+    seeds: int,
+    prompts: int,
+    *,
+    rng: np.random.Generator,
+    replicates: int = 500,
+) -> Estimate:
+    """Any statistic of weighted measurements, with the same variances as `compare`.
+
+    Args:
+      statistic: its values under each of many weightings of the (seed, prompt) pairs, which are not
+        negative and sum to 1.
+      seeds, prompts: how many there are.
+      rng: the only source of randomness.
+      replicates: of each of the three kinds.
+    """
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), replicates) / seeds
+    by_prompt = rng.multinomial(prompts, np.full(prompts, 1 / prompts), replicates) / prompts
+    one_seed, one_prompt = np.full((1, seeds), 1 / seeds), np.full((1, prompts), 1 / prompts)
+    point, a, b, both = (
+        statistic(s[:, :, None] * p[:, None, :])
+        for s, p in (
+            (one_seed, one_prompt), (by_seed, one_prompt), (one_seed, by_prompt), (by_seed, by_prompt),
+        )
+    )  # fmt: skip
+    grow_seed, grow_prompt = seeds / max(seeds - 1, 1), prompts / (prompts - 1)
+    (estimate,) = _estimates(
+        point,
+        np.mean((a - point) ** 2)[None] * grow_seed,
+        np.mean((b - point) ** 2)[None] * grow_prompt,
+        np.mean((both - a - b + point) ** 2)[None] * grow_seed * grow_prompt,
         (seeds, prompts),
     )
     return estimate

@@ -1,0 +1,319 @@
+"""What an evaluation ends with: its table, its findings, its files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from discojax.data import cache
+from discojax.report import leaderboard, plots
+from discojax.search.evaluate import Evaluated, Line
+from discojax.search.laboratory import SFT
+from discojax.search.records import plain
+from discojax.search.rungs import BASELINE
+from discojax.search.statistics import Estimate, interval, mean
+from discojax.search.winrate import WinRate, rate_interval
+
+__all__ = ["findings", "show"]
+
+
+def show(
+    evaluated: Evaluated, *, kl_budget: float, confidence: float, console: Console | None = None
+) -> None:
+    """Prints tables and findings, and writes them and the plot into the run's folder."""
+    console = console or Console()
+    console.print()
+    console.print(_frontiers(evaluated, kl_budget, confidence))
+    console.print(_behaviour(evaluated, confidence))
+    if evaluated.wins:
+        console.print(_winners(evaluated, confidence))
+    for sentence in findings(evaluated, confidence):
+        console.print(f"- {sentence}", highlight=False)
+    for what, file in _write(evaluated, kl_budget, confidence).items():
+        console.print(f"{what}: {file}", highlight=False, soft_wrap=True)
+
+
+def _table(title: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(
+        title=title, caption=caption, caption_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for i, heading in enumerate(headings):
+        words = i == 0 or heading == "verdict"
+        table.add_column(
+            Text(heading), justify="left" if words else "right", no_wrap=not words, overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: names may hold markup
+    return table
+
+
+def _best(evaluated: Evaluated) -> dict[str, Line]:
+    """The line of each objective at the beta that tuning chose, and the untrained policy's."""
+    at = {(line.name, line.beta): line for line in evaluated.lines}
+    return {SFT: at[SFT, 0.0]} | {name: at[name, choice.beta] for name, choice in evaluated.chosen.items()}
+
+
+def _ranked(evaluated: Evaluated) -> list[str]:
+    scores = {
+        name: -np.inf if c.verdict == "failed" else c.score.value for name, c in evaluated.comparisons.items()
+    }
+    return sorted(scores, key=lambda name: (-scores[name], name))
+
+
+def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> Table:
+    trial, lines = evaluated.trial, _best(evaluated)
+    rows = []
+    for name in _ranked(evaluated):
+        comparison, choice = evaluated.comparisons[name], evaluated.chosen[name]
+        verdict = comparison.verdict + (
+            f": {comparison.failures} of {comparison.lanes} lanes diverged" if comparison.failures else ""
+        )
+        failed = comparison.verdict == "failed"
+        difference = None if failed or name == BASELINE else comparison.difference
+        rows.append(
+            [
+                name,
+                _plus_minus(None if failed else comparison.score, confidence),
+                _plus_minus(difference, confidence, "{:+.3f}"),
+                "" if np.isnan(comparison.p_holm) else f"{comparison.p_holm:.3f}",
+                f"{choice.learning_rate:g}",
+                f"{choice.beta:g}",
+                _plus_minus(lines[name].gain, confidence, "{:+.3f}"),
+                "" if np.isnan(evaluated.gains[name]) else f"{evaluated.gains[name]:.3f}",
+                verdict,
+            ]
+        )
+    caption = (
+        f"Area: mean height of the reward-KL frontier above the supervised policy, up to {kl_budget:g} nats, "
+        f"over betas {', '.join(f'{beta:g}' for beta in trial.betas)}; {len(trial.seeds)} seeds x "
+        f"{trial.prompts} prompts, paired. ± is the {100 * confidence:g} % interval; p is Holm-corrected "
+        f"over all objectives. Learning rate and beta were chosen on other prompts and another seed; the "
+        "gain over the supervised policy's reward is at that beta."
+    )
+    headings = ["objective", "area", f"vs {BASELINE}", "p", "rate", "β", "gain", "p gain", "verdict"]
+    return _table(f"{trial.task}, held out", caption, headings, rows)
+
+
+def _behaviour(evaluated: Evaluated, confidence: float) -> Table:
+    lines = _best(evaluated)
+    rows = []
+    for name in (SFT, *_ranked(evaluated)):
+        line = lines[name]
+        rows.append(
+            [
+                name,
+                _plus_minus(line.reward, confidence),
+                _plus_minus(line.kl, confidence, "{:.1f}"),
+                _number(line.reverse_kl, "{:.3f}"),
+                _number(line.length, "{:.1f}"),
+                "" if line.distinct1 is None else f"{line.distinct1:.2f}",
+                "" if line.distinct2 is None else f"{line.distinct2:.2f}",
+                _plus_minus(line.accuracy, confidence),
+                _number(line.margin, "{:.2f}"),
+                f"{line.empty}/{line.completions}" if line.empty else "",
+            ]
+        )
+    caption = (
+        "At each objective's chosen beta. KL: sequence KL(policy‖reference) over completion tokens, nats; "
+        "KL/token: KL(reference‖policy) per completion token, as the DiscoPOP paper reports it; accuracy and "
+        "margin (beta times the log-ratio margin) are on held-out pairs."
+    )
+    headings = ["objective", "reward", "KL", "KL/token", "tokens", "distinct-1", "-2", "accuracy", "margin",
+                "empty"]  # fmt: skip
+    return _table("", caption, headings, rows)
+
+
+def _winners(evaluated: Evaluated, confidence: float) -> Table:
+    rows = []
+    for win in evaluated.wins:
+        rows.append(
+            [
+                win.name,
+                {"human": "the human's", SFT: "the SFT policy's"}[win.opponent],
+                _share(win.rate, confidence),
+                _share(win.controlled, confidence),
+                _plus_minus(win.difference, confidence, "{:+.3f}"),
+                f"{win.prompts} of {win.asked}",
+                f"{win.ties}/{win.verdicts}",
+                f"{win.unparseable}",
+                f"{win.unanswered}",
+                f"{win.empty}" if win.empty else "",
+            ]
+        )
+    judge = evaluated.wins[0]
+    proxy = " A proxy: no person and no language model compared anything." if judge.proxy else ""
+    caption = (
+        f"Judged by {judge.judge}, each pair once in each order. Controlled: at equal length. Prompts are "
+        "unique; one without a verdict in any order or seed is left out." + proxy
+    )
+    headings = ["objective", "against", "win rate", "controlled", f"vs {BASELINE}", "prompts", "ties",
+                "no verdict", "no answer", "empty"]  # fmt: skip
+    return _table("win rates", caption, headings, rows)
+
+
+def findings(evaluated: Evaluated, confidence: float) -> list[str]:
+    """What the paper says of DiscoPOP against DPO, checked here and stated either way; and failures."""
+    found = []
+    at = {(line.name, line.beta): line for line in evaluated.lines}
+    for line in evaluated.lines:
+        if line.diverged:
+            found.append(
+                f"{line.name} at beta {line.beta:g}: {line.diverged} of {line.lanes} seeds diverged, so it "
+                "has no number there."
+            )
+    if "discopop" not in evaluated.chosen:
+        return found
+    for beta in evaluated.trial.betas:
+        ours, theirs = at["discopop", beta], at[BASELINE, beta]
+        if ours.reward is None or theirs.reward is None or ours.reward_difference is None:
+            continue
+        assert ours.kl_difference is not None
+        reward, kl = (interval(d, confidence) for d in (ours.reward_difference, ours.kl_difference))
+        found.append(
+            f"At beta {beta:g} discopop's reward is {_side(reward, 'higher', 'lower')} than {BASELINE}'s "
+            f"({_span(ours.reward_difference, confidence)}), its KL {_side(kl, 'higher', 'lower')} "
+            f"({_span(ours.kl_difference, confidence, '{:+.2f}')} nats)."
+        )
+    smallest, largest = min(evaluated.trial.betas), max(evaluated.trial.betas)
+    small = at["discopop", smallest]
+    if small.gain is not None:
+        low, high = interval(small.gain, confidence)
+        found.append(
+            f"At the smallest beta, {smallest:g}, discopop is {_side((low, high), 'above', 'below')} the "
+            f"supervised policy ({_span(small.gain, confidence)})."
+        )
+    if largest >= 2.5 and not at["discopop", largest].diverged:
+        found.append(f"At beta {largest:g} discopop trains to the end: the stable form has no NaN there.")
+    return found
+
+
+def _side(bounds: tuple[float, float], above: str, below: str) -> str:
+    low, high = bounds
+    return above if low > 0 else below if high < 0 else f"neither shown {above} nor {below}"
+
+
+def _span(estimate: Estimate, confidence: float, form: str = "{:+.3f}") -> str:
+    low, high = interval(estimate, confidence)
+    return f"{form} [{form}, {form}]".format(estimate.value, low, high)
+
+
+def _plus_minus(estimate: Estimate | None, confidence: float, form: str = "{:.3f}") -> str:
+    if estimate is None:
+        return ""
+    low, high = interval(estimate, confidence)
+    places = form.rpartition(".")[2]
+    return f"{form} ± {{:.{places}".format(estimate.value, (high - low) / 2)
+
+
+def _share(rate: Estimate | None, confidence: float) -> str:
+    if rate is None:
+        return "no verdict"
+    low, high = rate_interval(rate, confidence)
+    return f"{rate.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _number(estimate: Estimate | None, form: str) -> str:
+    return "" if estimate is None else form.format(estimate.value)
+
+
+def _write(evaluated: Evaluated, kl_budget: float, confidence: float) -> dict[str, Path]:
+    folder, trial = evaluated.folder, evaluated.trial
+    files = {
+        "leaderboard": folder / "leaderboard.csv",
+        "every beta": folder / "evaluation.csv",
+        "frontier": folder / "frontier.png",
+        "results": folder / "evaluation.json",
+    }
+    lines = _best(evaluated)
+    board = leaderboard.ranked(
+        leaderboard.row(
+            comparison,
+            reward=_value(lines[name].reward),
+            kl=_value(lines[name].kl),
+            confidence=confidence,
+        )
+        for name, comparison in evaluated.comparisons.items()
+    )
+    files["leaderboard"].write_text(leaderboard.to_csv(board), encoding="utf-8")
+    files["every beta"].write_text(_csv(evaluated.lines, confidence), encoding="utf-8")
+    if evaluated.wins:
+        files["win rates"] = folder / "winrates.csv"
+        files["win rates"].write_text(_csv(evaluated.wins, confidence), encoding="utf-8")
+    plots.frontier_png(
+        files["frontier"],
+        [_series(evaluated, name, confidence) for name in _ranked(evaluated)],
+        sft_reward=float(evaluated.measured.sft.mean()),
+        budget=kl_budget,
+        baseline=BASELINE,
+        title=f"{trial.task}: reward against KL, {100 * confidence:g} % intervals",
+    )
+    cache.write_json(
+        files["results"],
+        plain(
+            {
+                "trial": asdict(trial),
+                "chosen": {name: choice._asdict() for name, choice in evaluated.chosen.items()},
+                "comparisons": {name: asdict(c) for name, c in evaluated.comparisons.items()},
+                "gains": dict(evaluated.gains),
+                "lines": [asdict(line) for line in evaluated.lines],
+                "wins": [asdict(win) for win in evaluated.wins],
+                "findings": findings(evaluated, confidence),
+                "facts": dict(evaluated.facts),
+            }
+        ),
+    )
+    return files
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
+
+
+def _csv(records: Sequence[Line] | Sequence[WinRate], confidence: float) -> str:
+    """Every field; an estimate takes three columns, `x`, `x_low` and `x_high`, empty where there is none."""
+    kind = type(records[0])
+    estimates = {f.name for f in fields(kind) if "Estimate" in str(f.type)}
+    bounds = rate_interval if kind is WinRate else interval
+    names: list[str] = []
+    for field in fields(kind):
+        names += [field.name, *([f"{field.name}_low", f"{field.name}_high"] * (field.name in estimates))]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for record in records:
+        row: list[Any] = []
+        for field in fields(kind):
+            value = getattr(record, field.name)
+            if field.name not in estimates:
+                row.append("" if value is None else value)
+            elif value is None:
+                row += ["", "", ""]
+            else:
+                of = interval if field.name == "difference" else bounds
+                row += [value.value, *of(value, confidence)]
+        writer.writerow(row)
+    return buffer.getvalue()
+
+
+def _series(evaluated: Evaluated, name: str, confidence: float) -> plots.Series:
+    samples = evaluated.measured.samples[name]
+    bounds = np.asarray([interval(mean(reward), confidence) for reward in samples.reward])
+    return plots.Series(
+        name,
+        np.asarray(evaluated.trial.betas),
+        samples.kl.mean(axis=(1, 2)),
+        samples.reward.mean(axis=(1, 2)),
+        bounds[:, 0],
+        bounds[:, 1],
+    )

@@ -1,0 +1,298 @@
+"""The held-out evaluation of given objectives: their frontiers, what they cost, and who wins.
+
+    every learning rate and beta, one seed, on prompts that choose -> every beta, all seeds, on those
+    that report, at each objective's own learning rate -> statistics -> the judge
+
+Every objective is tuned with the same budget, because a loss's scale acts as a learning rate. What the
+tuning chose, learning rate and beta, it chose on other prompts and seeds than those that report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from discojax import candidates
+from discojax.config import Config
+from discojax.errors import UserError
+from discojax.search import archive as archives
+from discojax.search.archive import EvaluationKey
+from discojax.search.display import Display, display
+from discojax.search.frontier import area
+from discojax.search.judging import make_judge, win_rates
+from discojax.search.laboratory import SFT, Contender, Laboratory, Measured, Trial, measure, wanted
+from discojax.search.opening import build_laboratory, given, open_run
+from discojax.search.records import Evaluation
+from discojax.search.rungs import BASELINE, judged, seeds
+from discojax.search.statistics import Comparison, Estimate, holm, mean, p_value
+from discojax.search.winrate import WinRate
+from discojax.tasks.types import Task
+
+__all__ = ["Choice", "Evaluated", "Line", "evaluate", "tune"]
+
+_TUNING, _REPORT = 3000, 4000  # rungs of the archive, and where their seeds begin
+
+
+class Choice(NamedTuple):
+    """What tuning chose for an objective on other prompts and seeds than those that report."""
+
+    learning_rate: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One objective at one beta, over all seeds and prompts; None where no seed's policy trained.
+
+    Attributes:
+      name: the objective, or "sft" for the untrained policy, whose beta is 0.
+      beta, learning_rate: of training.
+      lanes, diverged: seeds, and those of them that did not end with finite numbers.
+      reward: of the completions.
+      gain: reward minus the untrained policy's, paired by seed and prompt.
+      kl: sequence KL(policy‖reference) over completion tokens, nats.
+      reverse_kl: KL(reference‖policy) per completion token, nats: what the DiscoPOP paper reports.
+      length: completion tokens.
+      distinct1, distinct2: different words, and pairs of words, per word and pair; a mean over seeds.
+      accuracy: the share of held-out pairs with a margin above 0.
+      margin: beta times the log-ratio margin on held-out pairs, and
+      log_ratio: that margin itself, nats.
+      reward_difference, kl_difference: to the baseline at the same beta, None for the baseline.
+      empty: completions without a word, of
+      completions: all of them.
+    """
+
+    name: str
+    beta: float
+    learning_rate: float
+    lanes: int
+    diverged: int
+    reward: Estimate | None = None
+    gain: Estimate | None = None
+    kl: Estimate | None = None
+    reverse_kl: Estimate | None = None
+    length: Estimate | None = None
+    distinct1: float | None = None
+    distinct2: float | None = None
+    accuracy: Estimate | None = None
+    margin: Estimate | None = None
+    log_ratio: Estimate | None = None
+    reward_difference: Estimate | None = None
+    kl_difference: Estimate | None = None
+    empty: int = 0
+    completions: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found, for whoever prints, plots or tests it.
+
+    Attributes:
+      folder: the run's.
+      trial: what every objective went through.
+      contenders: the objectives, each with its own learning rate, the baseline among them.
+      chosen: the learning rate and beta of each.
+      measured: reward and KL of each, by beta, seed and prompt.
+      comparisons: of frontiers, each against the baseline, Holm-corrected over all but it.
+      lines: every objective at every beta, and the untrained policy.
+      gains: Holm-corrected p value of each objective's gain over the untrained policy at its chosen beta.
+      wins: at each objective's chosen beta; none where the task has nothing to compare with.
+      facts: of the task.
+    """
+
+    folder: Path
+    trial: Trial
+    contenders: tuple[Contender, ...]
+    chosen: Mapping[str, Choice]
+    measured: Measured
+    comparisons: Mapping[str, Comparison]
+    lines: tuple[Line, ...]
+    gains: Mapping[str, float]
+    wins: tuple[WinRate, ...]
+    facts: Mapping[str, object]
+
+
+def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> Evaluated:
+    """Trains and measures objectives on `config.task.held_out`, in the folder `config.run.path`.
+
+    Args:
+      config: see `Config`; `search.betas` and `evaluation` say what is measured.
+      names: of the library, or files of candidate text; the baseline is always among them.
+      resume: whether the folder holds an evaluation that was stopped.
+
+    Raises:
+      UserError: an objective, a task or a judge does not exist; the baseline trained at no beta.
+    """
+    names = tuple(dict.fromkeys((BASELINE, *names)))
+    candidates.warm()
+    contenders = [given(name) for name in names]
+    if len({c.name for c in contenders}) < len(contenders):
+        raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
+    judge = make_judge(config)  # a missing key is told before an hour of work, not after
+    name = config.task.held_out
+    with open_run(config, resume) as archive, display() as screen:
+        laboratory = build_laboratory(
+            config, archive, (name,), screen, held_out_pairs=config.evaluation.held_out_pairs
+        )
+        chosen = tune(config, laboratory, contenders, name, screen)
+        contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
+        evaluation = config.evaluation
+        trial = Trial(
+            _REPORT, name, "report", evaluation.steps, config.search.betas,
+            seeds(config, _REPORT, evaluation.seeds), evaluation.prompts,
+        )  # fmt: skip
+        measured = measure(laboratory, contenders, trial, screen, f"{len(contenders)} objectives on {name}")
+        found = _found(laboratory, contenders, trial)
+        lines = _lines(laboratory.tasks[name], found, contenders, trial)
+        return Evaluated(
+            config.run.path, trial, tuple(contenders), chosen, measured, judged(config, measured), lines,
+            _gains(lines, chosen),
+            win_rates(config, laboratory.tasks[name], judge, found, chosen, trial, screen),
+            laboratory.tasks[name].facts,
+        )  # fmt: skip
+
+
+def tune(
+    config: Config, laboratory: Laboratory, contenders: Sequence[Contender], task: str, screen: Display
+) -> dict[str, Choice]:
+    """The learning rate with the largest frontier area, and the beta with the highest reward in budget.
+
+    Every contender is given every one of `evaluation.learning_rates`, every beta and one seed, and is
+    measured on the prompts of the split `select`. One that trained nowhere keeps the first of each.
+    """
+    rates = config.evaluation.learning_rates or (config.population.learning_rate,)
+    betas, budget = config.search.betas, config.evaluation.kl_budget
+    if len(rates) == 1 and len(betas) == 1:
+        return {c.name: Choice(rates[0], betas[0]) for c in contenders}
+    trial = Trial(
+        _TUNING, task, "select", config.evaluation.steps, betas, seeds(config, _TUNING, 1),
+        config.evaluation.search_prompts,
+    )  # fmt: skip
+    entries = {
+        (c.name, rate): replace(c, name=f"{c.name} at {rate:g}", learning_rate=rate)
+        for c in contenders
+        for rate in rates
+    }
+    title = f"choosing among {len(rates) * len(betas)} learning rates and betas for each"
+    measured = measure(laboratory, list(entries.values()), trial, screen, title)
+    chosen = {}
+    for contender in contenders:
+        best, choice = -np.inf, Choice(rates[0], betas[0])
+        for rate in rates:
+            samples = measured.samples[entries[contender.name, rate].name]
+            reward, kl = samples.reward.mean((1, 2)), samples.kl.mean((1, 2))
+            score = float(area(kl, reward, budget, (0.0, measured.sft.mean())))
+            if np.isfinite(reward).any() and score > best:
+                best, choice = score, Choice(rate, betas[_best_beta(reward, kl, budget)])
+        chosen[contender.name] = choice
+    return chosen
+
+
+def _best_beta(reward: Float[Array, " betas"], kl: Float[Array, " betas"], budget: float) -> int:
+    inside = np.isfinite(reward) & (kl <= budget)
+    return int(np.argmax(np.where(inside, reward, -np.inf)) if inside.any() else np.nanargmin(kl))
+
+
+def _found(
+    laboratory: Laboratory, contenders: Sequence[Contender], trial: Trial
+) -> dict[tuple[str, float, int], Evaluation]:
+    """Every lane of the trial with all of its arrays, by objective, beta and seed."""
+    keys: list[EvaluationKey] = list(wanted(laboratory, contenders, trial))
+    found = {}
+    for key in keys:
+        evaluation = archives.get_evaluation(laboratory.archive, key)
+        assert evaluation is not None
+        found[key.objective, key.beta, key.seed] = evaluation
+    return found
+
+
+def _lines(
+    task: Task,
+    found: Mapping[tuple[str, float, int], Evaluation],
+    contenders: Sequence[Contender],
+    trial: Trial,
+) -> tuple[Line, ...]:
+    untrained = [found[SFT, 0.0, seed] for seed in trial.seeds]
+    lines = [_line(task, SFT, 0.0, 0.0, untrained, untrained, None)]
+    for contender in contenders:
+        for beta in trial.betas:
+            lanes, base = (
+                [found[name, beta, seed] for seed in trial.seeds] for name in (contender.name, BASELINE)
+            )
+            rate = contender.learning_rate or 0.0
+            against = None if contender.name == BASELINE else base
+            lines.append(_line(task, contender.name, beta, rate, lanes, untrained, against))
+    return tuple(lines)
+
+
+def _line(
+    task: Task,
+    name: str,
+    beta: float,
+    rate: float,
+    lanes: Sequence[Evaluation],
+    untrained: Sequence[Evaluation],
+    baseline: Sequence[Evaluation] | None,
+) -> Line:
+    diverged = sum(lane.status != "ok" for lane in lanes)
+    line = Line(name, beta, rate, len(lanes), diverged)
+    if diverged:  # a mean over the seeds that survived would reward failing on the hard ones
+        return line
+
+    def grid(of: Sequence[Evaluation], what: str) -> Float[Array, "seeds prompts"]:
+        return np.stack([np.asarray(lane.per_prompt[what], np.float64) for lane in of])
+
+    texts = [lane.per_prompt["completion"].tolist() for lane in lanes]
+    line = replace(
+        line,
+        reward=mean(grid(lanes, "reward")),
+        kl=mean(grid(lanes, "kl")),
+        reverse_kl=mean(grid(lanes, "reverse_kl")),
+        length=mean(grid(lanes, "length")),
+        distinct1=float(np.mean([distinct(t, 1) for t in texts])),
+        distinct2=float(np.mean([distinct(t, 2) for t in texts])),
+        empty=sum(not text.strip() for t in texts for text in t),
+        completions=sum(map(len, texts)),
+    )
+    if name != SFT and all(lane.status == "ok" for lane in untrained):
+        line = replace(line, gain=mean(grid(lanes, "reward") - grid(untrained, "reward")))
+    if task.held_out is not None and name != SFT:
+        margin = grid(lanes, "margin")
+        line = replace(
+            line, accuracy=mean(margin > 0), margin=mean(beta * margin), log_ratio=mean(margin)
+        )
+    if baseline is not None and all(lane.status == "ok" for lane in baseline):
+        line = replace(
+            line,
+            reward_difference=mean(grid(lanes, "reward") - grid(baseline, "reward")),
+            kl_difference=mean(grid(lanes, "kl") - grid(baseline, "kl")),
+        )
+    return line
+
+
+def distinct(texts: Sequence[str], size: int) -> float:
+    """Different n-grams per n-gram over all texts (Li et al., 2016): 1 if nothing is said twice.
+
+    >>> distinct(["a fine film", "a fine day"], 1), distinct(["", ""], 1)
+    (0.6666666666666666, nan)
+    """
+    grams = [
+        gram for text in texts for words in [text.split()]
+        for gram in zip(*(words[i:] for i in range(size)), strict=False)
+    ]  # fmt: skip
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def _gains(lines: Sequence[Line], chosen: Mapping[str, Choice]) -> dict[str, float]:
+    at = {(line.name, line.beta): line.gain for line in lines}
+    p = {}
+    for name, choice in chosen.items():
+        gain = at[name, choice.beta]
+        p[name] = np.nan if gain is None else p_value(gain)
+    return dict(zip(p, holm(list(p.values())).tolist(), strict=True))

@@ -1,0 +1,171 @@
+"""The judge of an evaluation: which it is, what it is shown, and the win rates that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from discojax.config import Config
+from discojax.errors import UserError, nearest
+from discojax.proposers.client import Request, Turn
+from discojax.proposers.connect import SERVERS, connect
+from discojax.search.display import Display
+from discojax.search.laboratory import SFT, Trial
+from discojax.search.records import Evaluation
+from discojax.search.rungs import BASELINE
+from discojax.search.statistics import mean
+from discojax.search.winrate import WinRate, win_rate
+from discojax.tasks.judges import Ask, Judge, LanguageModelJudge, RewardJudge, Verdicts
+from discojax.tasks.summaries import bodies_of
+from discojax.tasks.types import Task
+
+if TYPE_CHECKING:
+    from discojax.search.evaluate import Choice
+
+__all__ = ["make_judge", "win_rates"]
+
+
+def make_judge(config: Config) -> Judge | None:
+    """The language model that `evaluation.judge` names, asked whether it is there; None for the proxy.
+
+    Raises:
+      UserError: there is no such server, its SDK or its key is missing, or it has no such model.
+    """
+    if config.evaluation.judge == "proxy":
+        return None
+    server, colon, model = config.evaluation.judge.partition(":")
+    if not colon or not model or server not in SERVERS:
+        raise UserError(
+            f"evaluation.judge ({config.evaluation.judge!r}) must be proxy, or SERVER:MODEL with a server "
+            f"of {', '.join(SERVERS)}.{nearest(server, ('proxy', *SERVERS))}"
+        )
+    settings = config.proposer
+    client = connect(
+        server,  # type: ignore[arg-type]
+        model,
+        base_url=settings.base_url or None,
+        key_variable=settings.key_variable or None,
+        thinking=settings.thinking,
+    )
+    client.probe()
+
+    def ask(text: str) -> str:
+        request = Request(
+            system="You compare summaries.",
+            turns=(Turn("user", text),),
+            temperature=0.0,
+            max_output_tokens=settings.output_tokens,
+            timeout=settings.timeout,
+        )
+        return client.generate(request).texts[0]
+
+    asked: Ask = ask
+    return LanguageModelJudge(asked, f"{server}:{model}", bodies_of)
+
+
+def win_rates(
+    config: Config,
+    task: Task,
+    judge: Judge | None,
+    found: Mapping[tuple[str, float, int], Evaluation],
+    chosen: Mapping[str, Choice],
+    trial: Trial,
+    screen: Display,
+) -> tuple[WinRate, ...]:
+    """Every objective at its chosen beta, and the untrained policy, against each opponent.
+
+    Opponents are what people wrote, where the task has that, and the untrained policy's completion of
+    the same prompt and seed. A task without either a judge or references has no win rates.
+
+    Args:
+      config: of the run.
+      task: whose references and reward are used.
+      judge: see `make_judge`; None for the proxy, the reward that reports.
+      found: every lane.
+      chosen: the beta of each objective.
+      trial: what they went through.
+      screen: where progress is shown.
+    """
+    if not task.references and judge is None:
+        return ()
+    judge = judge or RewardJudge(task.reward[trial.split])
+    count = min(config.evaluation.judged, trial.prompts)
+    used = task.prompts[trial.split]
+    prompts = task.decode(used.rows()[:count])
+    human = list(task.references.get(trial.split, ()))[:count]
+
+    def texts(name: str, beta: float, seed: int) -> list[str] | None:
+        lane = found[name, beta, seed]
+        return [str(t) for t in lane.per_prompt["completion"][:count]] if lane.status == "ok" else None
+
+    sides = {SFT: 0.0, **{name: choice.beta for name, choice in chosen.items()}}
+    opponents = (["human"] if human else []) + [SFT]
+    bar = screen.bar(f"judged by {judge.name}", len(sides) * len(opponents) * len(trial.seeds))
+    rates = []
+    for opponent in opponents:
+        outcomes: dict[str, np.ndarray] = {}
+        for name, beta in sides.items():
+            if name == opponent:
+                continue
+            ours, theirs, verdicts = [], [], []
+            for seed in trial.seeds:
+                bar.advance()
+                own = texts(name, beta, seed)
+                other = human if opponent == "human" else texts(SFT, 0.0, seed)
+                if own is None or other is None:
+                    continue
+                ours.append(own)
+                theirs.append(other)
+                verdicts.append(judge.compare(prompts, own, other))
+            whole = len(verdicts) == len(trial.seeds)  # one that diverged is a failure, not a smaller sample
+            rates.append(_rate(config, name, opponent, judge, ours, theirs, verdicts, whole, outcomes))
+        rates = _against_baseline(rates, opponent, outcomes)
+    bar.update(bar.total)
+    return tuple(rates)
+
+
+def _rate(
+    config: Config, name: str, opponent: str, judge: Judge, ours, theirs, verdicts: list[Verdicts],
+    whole: bool, outcomes: dict[str, np.ndarray],
+) -> WinRate:  # fmt: skip
+    rate = controlled = None
+    p, count = np.nan, 0
+    if whole:
+        win = np.stack([v.win for v in verdicts])
+        lengths, opposed = (
+            np.asarray([[len(text.split()) for text in seed] for seed in side], np.float64)
+            for side in (ours, theirs)
+        )
+        rng = np.random.default_rng(config.run.seed)
+        rate, controlled, p, count = win_rate(
+            win, lengths, opposed, rng=rng, replicates=config.evaluation.bootstrap
+        )
+        outcomes[name] = win
+    return WinRate(
+        name, opponent, judge.name, judge.proxy, rate, controlled, None, float(p),
+        prompts=count,
+        asked=len(ours[0]) if ours else 0,
+        ties=int(sum(v.ties.sum() for v in verdicts)),
+        unparseable=int(sum(v.unparseable.sum() for v in verdicts)),
+        unanswered=int(sum(v.unanswered.sum() for v in verdicts)),
+        verdicts=2 * sum(len(v.win) for v in verdicts),
+        empty=sum(not text.strip() for seed in ours for text in seed),
+    )  # fmt: skip
+
+
+def _against_baseline(
+    rates: list[WinRate], opponent: str, outcomes: Mapping[str, np.ndarray]
+) -> list[WinRate]:
+    base = outcomes.get(BASELINE)
+    changed = []
+    for rate in rates:
+        win = outcomes.get(rate.name)
+        if rate.opponent == opponent and rate.name != BASELINE and base is not None and win is not None:
+            both = np.isfinite(win + base).all(axis=0)
+            if both.sum() >= 2:
+                rate = replace(rate, difference=mean(win[:, both] - base[:, both]))
+        changed.append(rate)
+    return changed
