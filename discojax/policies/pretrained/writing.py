@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from discojax.errors import UserError
@@ -73,8 +74,12 @@ def save(pretrained: Pretrained, directory: str | Path, *, shard_bytes: int = 5_
             _write_json(partial / "config.json", config)
             _copy_companions(pretrained.source, partial)
             os.replace(partial, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{target} cannot be written: {reason}.") from error
+    finally:
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
