@@ -59,9 +59,14 @@ def variables() -> list[str]:
 
 def redact(text: str) -> str:
     """`text` without any secret of the environment, as it stands or escaped, nor what looks like a key."""
-    for secret in sorted(set(_secrets()), key=len, reverse=True):
-        text = text.replace(secret, _REMOVED)
-    return _SHAPES.sub(_REMOVED, text)
+    patterns = [*(re.compile(re.escape(secret)) for secret in set(_secrets())), _SHAPES]
+    found = sorted(match.span() for pattern in patterns for match in pattern.finditer(text))
+    kept, at = [], 0
+    for start, end in found:  # they may overlap: one may be a part of the other
+        if start >= at:
+            kept += [text[at:start], _REMOVED]
+        at = max(at, end)
+    return "".join([*kept, text[at:]])
 
 
 def _secrets() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 from typing import Any
 
@@ -88,6 +89,17 @@ def test_a_refused_feature_is_asked_for_in_a_plainer_way(kind: str, refuses: str
     assert len(server.state.exchanges) - before == 1  # it is remembered
     sent = str(server.state.exchanges[-1].body)
     assert WHOLE.system in sent and "That is no loss." in sent
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_share_a_client(kind: str, server: Server) -> None:
+    server.state.refuses = {"json_schema"}
+    server.state.answer = lambda body, number: str(body["contents" if "contents" in body else "messages"][-1])
+    client = make(kind, server.url)
+    questions = [dataclasses.replace(REQUEST, turns=(Turn("user", f"question {n}."),)) for n in range(24)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(client.generate, questions))
+    assert all(f"question {n}." in reply.texts[0] for n, reply in enumerate(answers))
 
 
 @pytest.mark.parametrize("kind", KINDS)

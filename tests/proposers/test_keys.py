@@ -162,6 +162,16 @@ def test_a_secret_of_the_environment_is_removed(before: str, after: str, secret:
         assert "(key removed)" in redacted
 
 
+def test_secrets_that_overlap_are_removed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONE_KEY", "abcdefgh")
+    monkeypatch.setenv("OTHER_KEY", "xy-sk-0123456789-abcdefgh-zw")
+    monkeypatch.setenv("THIRD_KEY", "efghijkl")
+    assert (
+        keys.redact("a xy-sk-0123456789-abcdefgh-zw b abcdefghijkl c") == "a (key removed) b (key removed) c"
+    )
+    assert keys.redact("AIzaSyA1234567890abcdefghijklmnopqrstuvw") == "(key removed)"
+
+
 @pytest.mark.parametrize(
     "text",
     [
