@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from discojax.errors import UserError
-from discojax.population import make_mesh
+from discojax.population import make_engine, make_mesh
+from discojax.population.lanes import stack_jobs
 from discojax.population.mesh import rows_per_device
 
 # Runs in a process of its own, since the number of devices is decided when JAX starts.
@@ -60,15 +61,20 @@ with open(result, "wb") as file:
     pickle.dump(found, file)
 """
 
-MESHES = [
-    ((8, 1, 1), "map", 1),
-    ((8, 1, 1), "vmap", 1),
-    ((4, 2, 1), "map", 1),
-    ((2, 4, 1), "vmap", 1),
-    ((2, 2, 2), "map", 2),
-    ((1, 2, 4), "vmap", 1),
-]
-CASES = [(sizes, kind) for sizes, kind, _ in MESHES]
+FAST = [((8, 1, 1), "map", 1), ((8, 1, 1), "vmap", 1), ((4, 2, 1), "map", 1)]
+SLOW = [((2, 4, 1), "vmap", 1), ((2, 2, 2), "map", 2), ((1, 2, 4), "vmap", 1)]
+
+
+def _cases(*wanted):
+    """Parameters of these meshes, those of `SLOW` marked so."""
+    every = [((sizes, kind), group is SLOW) for group in (FAST, SLOW) for sizes, kind, _ in group]
+    return [
+        pytest.param(case, id=f"{'x'.join(map(str, case[0]))}-{case[1]}", marks=[pytest.mark.slow] * slow)
+        for case, slow in every
+        if not wanted or case in wanted
+    ]
+
+
 LOST = 5  # the lane that becomes NaN
 
 
@@ -81,35 +87,42 @@ def jobs(job):
 
 @pytest.fixture(scope="module")
 def eight(setting, noisy_pairs, jobs, tmp_path_factory, repository):
-    folder = tmp_path_factory.mktemp("eight")
+    """What was found on eight devices, by case; the slow ones are only run if one of them is asked for."""
     params = jax.tree.map(np.asarray, setting.params)
-    given = (setting.graph, params, noisy_pairs, setting.tokens, setting.config, jobs, MESHES)
-    (folder / "given").write_bytes(pickle.dumps(given))
-    (folder / "script.py").write_text(SCRIPT)
-    flags = [
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_multi_thread_eigen=false",
-        "--xla_backend_optimization_level=1",  # compiled once, used twice
-        "--xla_llvm_disable_expensive_passes=true",
-    ]
-    done = subprocess.run(
-        [sys.executable, folder / "script.py", folder / "given", folder / "found"],
-        env=os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"},
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return pickle.loads((folder / "found").read_bytes())
+    found: dict = {}
+
+    def run(meshes):
+        folder = tmp_path_factory.mktemp("eight")
+        given = (setting.graph, params, noisy_pairs, setting.tokens, setting.config, jobs, meshes)
+        (folder / "given").write_bytes(pickle.dumps(given))
+        (folder / "script.py").write_text(SCRIPT)
+        flags = [
+            "--xla_force_host_platform_device_count=8",
+            "--xla_cpu_multi_thread_eigen=false",
+            "--xla_backend_optimization_level=1",  # compiled once, used twice
+            "--xla_llvm_disable_expensive_passes=true",
+        ]
+        done = subprocess.run(
+            [sys.executable, folder / "script.py", folder / "given", folder / "found"],
+            env=os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"},
+            cwd=repository,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return pickle.loads((folder / "found").read_bytes())
+
+    def of(case):
+        if case not in found:
+            found.update(run(FAST if case in [mesh[:2] for mesh in FAST] else SLOW))
+        return found[case]
+
+    return of
 
 
 @pytest.fixture(scope="module")
 def one(setting, programs_of, noisy_pairs, jobs):
     """The state and metrics of the same lanes on one device, four at a time."""
-    from discojax.population import make_engine
-    from discojax.population.lanes import stack_jobs
-
     programs = programs_of()
     engine = make_engine(programs, setting.params, noisy_pairs)
     halves = []
@@ -122,9 +135,9 @@ def one(setting, programs_of, noisy_pairs, jobs):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *halves)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", _cases())
 def test_every_mesh_gives_the_result_of_one_device(eight, one, case):
-    _, _, (params, moments, step, diverged), metrics = eight[case]
+    _, _, (params, moments, step, diverged), metrics = eight(case)
     (expected, expected_moments, expected_step, expected_diverged), expected_metrics = one
     np.testing.assert_array_equal(step, expected_step)
     np.testing.assert_array_equal(diverged, expected_diverged)
@@ -139,40 +152,40 @@ def test_every_mesh_gives_the_result_of_one_device(eight, one, case):
         assert (abs(a - b) < 2e-4).mean() > 0.99
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", _cases())
 def test_a_lane_that_is_nan_reaches_no_other_device(eight, case):
-    _, _, (params, moments, _, diverged), _ = eight[case]
+    _, _, (params, moments, _, diverged), _ = eight(case)
     assert np.flatnonzero(diverged).tolist() == [LOST]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, moments)))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", _cases())
 def test_no_mesh_says_anything_between_lanes(eight, case):
-    assert not [each for each in eight[case][0]["advance"] if "lane" in each[1]]
+    assert not [each for each in eight(case)[0]["advance"] if "lane" in each[1]]
 
 
 @pytest.mark.parametrize("kind", ["map", "vmap"])
 @pytest.mark.parametrize("function", ["advance", "reset", "sampler"])
 def test_spreading_lanes_adds_no_collective(eight, kind, function):
-    assert eight[(8, 1, 1), kind][0][function] == []
+    assert eight(((8, 1, 1), kind))[0][function] == []
 
 
-@pytest.mark.parametrize("case", [((4, 2, 1), "map"), ((2, 4, 1), "vmap")], ids=str)
+@pytest.mark.parametrize("case", _cases(((4, 2, 1), "map"), ((2, 4, 1), "vmap")))
 def test_data_adds_the_gradient_and_the_log_probabilities_of_the_batch(eight, case, setting):
     """Once each: the program's loops hold one of either."""
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(setting.params))
     lanes = 1 if case[1] == "map" else 8 // case[0][0]  # that are worked on at a time
     logps = 2 * setting.config.batch * 4
-    told = eight[case][0]["advance"]
+    told = eight(case)[0]["advance"]
     assert sorted(told) == [
         ("all-gather", ("data",), lanes * logps),
         ("all-reduce", ("data",), lanes * weights),
     ]
 
 
-@pytest.mark.parametrize("case", [((2, 2, 2), "map"), ((1, 2, 4), "vmap")], ids=str)
+@pytest.mark.parametrize("case", _cases(((2, 2, 2), "map"), ((1, 2, 4), "vmap")))
 def test_over_data_a_divided_gradient_is_added_up_in_its_parts(eight, case, setting):
-    told, shards, _, _ = eight[case]
+    told, shards, _, _ = eight(case)
     part = sum(4 * int(np.prod(shard[1:])) for _, shard in shards)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(setting.params))
     lanes = 1 if case[1] == "map" else 8 // case[0][0]
