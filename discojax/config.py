@@ -30,6 +30,8 @@ __all__ = [
     "Search",
     "Sft",
     "Task",
+    "TaskName",
+    "Transfer",
     "dump",
     "find",
     "load",
@@ -38,6 +40,7 @@ __all__ = [
 Count = Annotated[int, Range(least=1)]
 Natural = Annotated[int, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
+TaskName = Literal["rotten_tomatoes", "imdb", "tldr"]
 Share = Annotated[float, Range(above=0, most=1)]
 
 
@@ -82,8 +85,8 @@ class Task:
     is that of all this data, which runs of different seeds share.
     """
 
-    name: Literal["rotten_tomatoes", "imdb", "tldr"] = "rotten_tomatoes"
-    held_out: Literal["rotten_tomatoes", "imdb", "tldr"] = "imdb"
+    name: TaskName = "rotten_tomatoes"
+    held_out: TaskName = "imdb"
     prompt_tokens: Annotated[int, Range(least=2)] = 6
     completion_tokens: Count = 16
     pairs: Count = 2000
@@ -294,6 +297,24 @@ class Finetune:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """Where `transfer` takes a run's finalists: `tasks`, and the first of them with another policy.
+
+    Baselines and others of the search, up to `objectives` in all, go along for the rank correlation.
+    """
+
+    tasks: tuple[TaskName, ...] = ("imdb",)
+    objectives: Count = 12
+    layers: Count = 2
+    width: Count = 96
+    heads: Count = 4
+
+    def __post_init__(self) -> None:
+        if not self.tasks or self.width % self.heads:
+            raise UserError("transfer.tasks needs a task, and transfer.width a multiple of transfer.heads.")
+
+
+@dataclass(frozen=True)
 class Run:
     """Where a run lives, `directory/name`, and the seed that all its randomness comes from."""
 
@@ -326,6 +347,7 @@ class Config:
     proposer: Proposer = Proposer()
     budget: Budget = Budget()
     evaluation: Evaluation = Evaluation()
+    transfer: Transfer = Transfer()
     finetune: Finetune = Finetune()
     run: Run = Run()
 

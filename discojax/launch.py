@@ -85,6 +85,26 @@ def evaluate(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
+def transfer(config: Config, options: argparse.Namespace) -> int:
+    """Takes a run's finalists to other tasks, seeds, policies and rewards."""
+    options.resume = options.arguments[0]
+    config = _saved(config, options)
+    of_tasks = {}
+    for task in config.transfer.tasks:
+        own = _task_config(task)
+        alike = own is None and _task_config(config.task.name) is None
+        of_tasks[task] = config if alike else dataclasses.replace(
+            load(own, options.overrides), run=config.run, evaluation=config.evaluation
+        )  # fmt: skip
+    _configure_backend()
+    from discojax.report import transfer as report
+    from discojax.search import transfer as transferring
+
+    found = transferring.transfer(config, of_tasks)
+    report.show(found, confidence=config.evaluation.confidence)
+    return 0
+
+
 def _shown(outcome: Outcome, config: Config) -> int:
     from discojax.report import summary
 
@@ -171,6 +191,9 @@ _COMMANDS = {
             ("--task", {"metavar": "TASK", "help": "sets task.held_out; its config, if configs/ has one"}),
             _RESUME,
         ),
+    ),
+    "transfer": _Command(
+        transfer, "RUN", "a run's finalists on other tasks, seeds, policies and rewards", (1, 1)
     ),
     "check": _Command(check, "FILE|-", "the gate alone: accepted, or the stage, line and reason", (1, 1)),
     "losses": _Command(losses, "[NAME]", "list the library, or show one loss and its curve", (0, 1)),
@@ -272,9 +295,14 @@ def _config_file(options: argparse.Namespace) -> str | None:
     if task is None:
         return str(options.config) if options.config else None
     options.overrides = [*options.overrides, f"task.held_out={task}"]
+    return str(options.config) if options.config else _task_config(task)
+
+
+def _task_config(task: str) -> str | None:
+    """The config file of a task, None where it is the default one, as most tasks' is."""
     try:
-        return str(options.config or find(task))
-    except UserError:  # most tasks are the default config's
+        return str(find(task))
+    except UserError:
         return None
 
 

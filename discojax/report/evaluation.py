@@ -45,14 +45,16 @@ def show(
 
 def _table(title: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     table = Table(
-        title=title, caption=caption, caption_justify="left", header_style="bold",
+        title=title or None, caption=caption, caption_justify="left", header_style="bold",
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for i, heading in enumerate(headings):
         words = i == 0 or heading == "verdict"
+        # On a narrow terminal names and words fold; a number is never cut.
         table.add_column(
-            Text(heading), justify="left" if words else "right", no_wrap=not words, overflow="fold"
-        )
+            Text(heading), justify="left" if words else "right", no_wrap=not words, overflow="fold",
+            min_width=10 if words else None,
+        )  # fmt: skip
     for row in rows:
         table.add_row(*map(Text, row))  # Text: names may hold markup
     return table
@@ -75,33 +77,31 @@ def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> Tab
     trial, lines = evaluated.trial, _best(evaluated)
     rows = []
     for name in _ranked(evaluated):
-        comparison, choice = evaluated.comparisons[name], evaluated.chosen[name]
-        verdict = comparison.verdict + (
-            f": {comparison.failures} of {comparison.lanes} lanes diverged" if comparison.failures else ""
-        )
+        comparison = evaluated.comparisons[name]
         failed = comparison.verdict == "failed"
-        difference = None if failed or name == BASELINE else comparison.difference
+        notes = [] if np.isnan(comparison.p_holm) else [f"p {comparison.p_holm:.3f}"]
+        if comparison.failures:
+            notes.append(f"{comparison.failures} of {comparison.lanes} lanes diverged")
         rows.append(
             [
                 name,
                 _plus_minus(None if failed else comparison.score, confidence),
-                _plus_minus(difference, confidence, "{:+.3f}"),
-                "" if np.isnan(comparison.p_holm) else f"{comparison.p_holm:.3f}",
-                f"{choice.learning_rate:g}",
-                f"{choice.beta:g}",
-                _plus_minus(lines[name].gain, confidence, "{:+.3f}"),
-                "" if np.isnan(evaluated.gains[name]) else f"{evaluated.gains[name]:.3f}",
-                verdict,
+                _plus_minus(
+                    None if failed or name == BASELINE else comparison.difference, confidence, "{:+.3f}"
+                ),
+                _plus_minus(lines[name].gain, confidence, "{:+.3f}")
+                + ("*" if evaluated.gains[name] < 1 - confidence else ""),
+                f"{comparison.verdict} ({', '.join(notes)})" if notes else comparison.verdict,
             ]
         )
     caption = (
-        f"Area: mean height of the reward-KL frontier above the supervised policy, up to {kl_budget:g} nats, "
-        f"over betas {', '.join(f'{beta:g}' for beta in trial.betas)}; {len(trial.seeds)} seeds x "
-        f"{trial.prompts} prompts, paired. ± is the {100 * confidence:g} % interval; p is Holm-corrected "
-        f"over all objectives. Learning rate and beta were chosen on other prompts and another seed; the "
-        "gain over the supervised policy's reward is at that beta."
+        f"Area: mean height of the reward-KL frontier above the supervised policy, up to {kl_budget:g} "
+        f"nats, over betas {', '.join(f'{beta:g}' for beta in trial.betas)}. Gain: reward above the "
+        "supervised policy's at the beta chosen, * if it is not zero after Holm's correction. "
+        f"{len(trial.seeds)} seeds x {trial.prompts} prompts, paired; ± is the {100 * confidence:g} % "
+        "interval; verdicts are Holm-corrected over all objectives. Learning rates and betas were chosen on other prompts and another seed."
     )
-    headings = ["objective", "area", f"vs {BASELINE}", "p", "rate", "β", "gain", "p gain", "verdict"]
+    headings = ["objective", "area", f"vs {BASELINE}", "gain", "verdict"]
     return _table(f"{trial.task}, held out", caption, headings, rows)
 
 
@@ -109,56 +109,65 @@ def _behaviour(evaluated: Evaluated, confidence: float) -> Table:
     lines = _best(evaluated)
     rows = []
     for name in (SFT, *_ranked(evaluated)):
-        line = lines[name]
+        line, trained = lines[name], name != SFT
         rows.append(
             [
                 name,
+                f"{line.learning_rate:g}" if trained else "",
+                f"{line.beta:g}" if trained else "",
                 _plus_minus(line.reward, confidence),
-                _plus_minus(line.kl, confidence, "{:.1f}"),
-                _number(line.reverse_kl, "{:.3f}"),
+                _number(line.kl, "{:.1f}"),
+                _number(line.reverse_kl, "{:.2f}"),
                 _number(line.length, "{:.1f}"),
                 "" if line.distinct1 is None else f"{line.distinct1:.2f}",
                 "" if line.distinct2 is None else f"{line.distinct2:.2f}",
-                _plus_minus(line.accuracy, confidence),
+                _number(line.accuracy, "{:.3f}"),
                 _number(line.margin, "{:.2f}"),
-                f"{line.empty}/{line.completions}" if line.empty else "",
             ]
         )
+    empty, every = (sum(getattr(x, what) for x in evaluated.lines) for what in ("empty", "completions"))
     caption = (
-        "At each objective's chosen beta. KL: sequence KL(policy‖reference) over completion tokens, nats; "
-        "KL/token: KL(reference‖policy) per completion token, as the DiscoPOP paper reports it; accuracy and "
-        "margin (beta times the log-ratio margin) are on held-out pairs."
+        "At each objective's chosen learning rate and beta. KL: sequence KL(policy‖reference) over "
+        "completion tokens, nats; /tok: KL(reference‖policy) per completion token, as the DiscoPOP paper reports it. "
+        "d-1, d-2: different words and pairs of words per word and pair. Accuracy and margin (beta times the "
+        f"log-ratio margin) are on held-out pairs. {empty} of all {every} completions are empty."
     )
-    headings = ["objective", "reward", "KL", "KL/token", "tokens", "distinct-1", "-2", "accuracy", "margin",
-                "empty"]  # fmt: skip
+    headings = ["objective", "rate", "β", "reward", "KL", "/tok", "len", "d-1", "d-2", "acc", "margin"]
+    if any(line.rouge_l is not None for line in lines.values()):
+        headings.append("RG-L")
+        caption += " RG-L: ROUGE-L F1 with the human's, a proxy of what is said."
+        rows = [[*row, _number(lines[row[0]].rouge_l, "{:.3f}")] for row in rows]
     return _table("", caption, headings, rows)
 
 
 def _winners(evaluated: Evaluated, confidence: float) -> Table:
-    rows = []
-    for win in evaluated.wins:
-        rows.append(
-            [
-                win.name,
-                {"human": "the human's", SFT: "the SFT policy's"}[win.opponent],
-                _share(win.rate, confidence),
-                _share(win.controlled, confidence),
-                _plus_minus(win.difference, confidence, "{:+.3f}"),
-                f"{win.prompts} of {win.asked}",
-                f"{win.ties}/{win.verdicts}",
-                f"{win.unparseable}",
-                f"{win.unanswered}",
-                f"{win.empty}" if win.empty else "",
-            ]
-        )
-    judge = evaluated.wins[0]
-    proxy = " A proxy: no person and no language model compared anything." if judge.proxy else ""
+    wins = evaluated.wins
+    against = {"human": "human", SFT: "SFT"}
+    rows = [
+        [
+            win.name,
+            against[win.opponent],
+            _share(win.rate, confidence),
+            _share(win.controlled, confidence),
+            _plus_minus(win.difference, confidence, "{:+.3f}"),
+            f"{win.prompts}/{win.asked}",
+        ]
+        for win in wins
+    ]
+    total = {what: sum(getattr(win, what) for win in wins) for what in
+             ("ties", "unparseable", "unanswered", "verdicts", "empty")}  # fmt: skip
     caption = (
-        f"Judged by {judge.judge}, each pair once in each order. Controlled: at equal length. Prompts are "
-        "unique; one without a verdict in any order or seed is left out." + proxy
+        f"Judged by {wins[0].judge}, each pair once in each order"
+        + (
+            ", which is a proxy: no person and no language model compared anything. "
+            if wins[0].proxy
+            else ". "
+        )
+        + f"LC: at equal length. Of {total['verdicts']} verdicts {total['ties']} are ties, "
+        f"{total['unparseable']} could not be read and {total['unanswered']} never came; a post that lacks "
+        "one for any order or seed is left out. Intervals are by post and seed, and posts are unique."
     )
-    headings = ["objective", "against", "win rate", "controlled", f"vs {BASELINE}", "prompts", "ties",
-                "no verdict", "no answer", "empty"]  # fmt: skip
+    headings = ["objective", "against", "win rate", "LC win rate", f"vs {BASELINE}", "posts"]
     return _table("win rates", caption, headings, rows)
 
 
@@ -220,7 +229,7 @@ def _share(rate: Estimate | None, confidence: float) -> str:
     if rate is None:
         return "no verdict"
     low, high = rate_interval(rate, confidence)
-    return f"{rate.value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{rate.value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _number(estimate: Estimate | None, form: str) -> str:

@@ -32,9 +32,10 @@ from discojax.search.records import Evaluation
 from discojax.search.rungs import BASELINE, judged, seeds
 from discojax.search.statistics import Comparison, Estimate, holm, mean, p_value
 from discojax.search.winrate import WinRate
+from discojax.tasks import overlap
 from discojax.tasks.types import Task
 
-__all__ = ["Choice", "Evaluated", "Line", "evaluate", "tune"]
+__all__ = ["Choice", "Evaluated", "Line", "evaluate", "every_lane", "tune"]
 
 _TUNING, _REPORT = 3000, 4000  # rungs of the archive, and where their seeds begin
 
@@ -64,6 +65,7 @@ class Line:
       margin: beta times the log-ratio margin on held-out pairs, and
       log_ratio: that margin itself, nats.
       reward_difference, kl_difference: to the baseline at the same beta, None for the baseline.
+      rouge1, rouge2, rouge_l: F1 with what people wrote, where the task has that: a proxy.
       empty: completions without a word, of
       completions: all of them.
     """
@@ -85,6 +87,9 @@ class Line:
     log_ratio: Estimate | None = None
     reward_difference: Estimate | None = None
     kl_difference: Estimate | None = None
+    rouge1: Estimate | None = None
+    rouge2: Estimate | None = None
+    rouge_l: Estimate | None = None
     empty: int = 0
     completions: int = 0
 
@@ -148,7 +153,7 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
             seeds(config, _REPORT, evaluation.seeds), evaluation.prompts,
         )  # fmt: skip
         measured = measure(laboratory, contenders, trial, screen, f"{len(contenders)} objectives on {name}")
-        found = _found(laboratory, contenders, trial)
+        found = every_lane(laboratory, contenders, trial)
         lines = _lines(laboratory.tasks[name], found, contenders, trial)
         return Evaluated(
             config.run.path, trial, tuple(contenders), chosen, measured, judged(config, measured), lines,
@@ -159,7 +164,12 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
 
 
 def tune(
-    config: Config, laboratory: Laboratory, contenders: Sequence[Contender], task: str, screen: Display
+    config: Config,
+    laboratory: Laboratory,
+    contenders: Sequence[Contender],
+    task: str,
+    screen: Display,
+    rung: int = _TUNING,
 ) -> dict[str, Choice]:
     """The learning rate with the largest frontier area, and the beta with the highest reward in budget.
 
@@ -171,7 +181,7 @@ def tune(
     if len(rates) == 1 and len(betas) == 1:
         return {c.name: Choice(rates[0], betas[0]) for c in contenders}
     trial = Trial(
-        _TUNING, task, "select", config.evaluation.steps, betas, seeds(config, _TUNING, 1),
+        rung, task, "select", config.evaluation.steps, betas, seeds(config, rung, 1),
         config.evaluation.search_prompts,
     )  # fmt: skip
     entries = {
@@ -199,7 +209,7 @@ def _best_beta(reward: Float[Array, " betas"], kl: Float[Array, " betas"], budge
     return int(np.argmax(np.where(inside, reward, -np.inf)) if inside.any() else np.nanargmin(kl))
 
 
-def _found(
+def every_lane(
     laboratory: Laboratory, contenders: Sequence[Contender], trial: Trial
 ) -> dict[tuple[str, float, int], Evaluation]:
     """Every lane of the trial with all of its arrays, by objective, beta and seed."""
@@ -219,7 +229,8 @@ def _lines(
     trial: Trial,
 ) -> tuple[Line, ...]:
     untrained = [found[SFT, 0.0, seed] for seed in trial.seeds]
-    lines = [_line(task, SFT, 0.0, 0.0, untrained, untrained, None)]
+    human = list(task.references.get(trial.split, ()))[: trial.prompts]
+    lines = [_line(task, human, SFT, 0.0, 0.0, untrained, untrained, None)]
     for contender in contenders:
         for beta in trial.betas:
             lanes, base = (
@@ -227,12 +238,13 @@ def _lines(
             )
             rate = contender.learning_rate or 0.0
             against = None if contender.name == BASELINE else base
-            lines.append(_line(task, contender.name, beta, rate, lanes, untrained, against))
+            lines.append(_line(task, human, contender.name, beta, rate, lanes, untrained, against))
     return tuple(lines)
 
 
 def _line(
     task: Task,
+    human: Sequence[str],
     name: str,
     beta: float,
     rate: float,
@@ -260,13 +272,17 @@ def _line(
         empty=sum(not text.strip() for t in texts for text in t),
         completions=sum(map(len, texts)),
     )
+    if human:
+        scored = [overlap.rouge(t, human) for t in texts]
+        rouge1, rouge2, rouge_l = (
+            mean(np.stack([found[kind] for found in scored])) for kind in ("rouge1", "rouge2", "rougeL")
+        )
+        line = replace(line, rouge1=rouge1, rouge2=rouge2, rouge_l=rouge_l)
     if name != SFT and all(lane.status == "ok" for lane in untrained):
         line = replace(line, gain=mean(grid(lanes, "reward") - grid(untrained, "reward")))
     if task.held_out is not None and name != SFT:
         margin = grid(lanes, "margin")
-        line = replace(
-            line, accuracy=mean(margin > 0), margin=mean(beta * margin), log_ratio=mean(margin)
-        )
+        line = replace(line, accuracy=mean(margin > 0), margin=mean(beta * margin), log_ratio=mean(margin))
     if baseline is not None and all(lane.status == "ok" for lane in baseline):
         line = replace(
             line,

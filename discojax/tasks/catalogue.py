@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from discojax.data.reviews import SOURCES
-from discojax.errors import UserError, nearest
-from discojax.tasks import reviews, summaries
-from discojax.tasks.types import Report, Task, TaskConfig
+import numpy as np
 
-__all__ = ["NAMES", "build_all"]
+from discojax.data import reviews as reviews_data
+from discojax.errors import UserError, nearest
+from discojax.tasks import overlap, reviews, rewards, summaries
+from discojax.tasks.types import Report, Reward, Task, TaskConfig
+
+__all__ = ["NAMES", "build_all", "other_reward"]
 
 NAMES = ("rotten_tomatoes", "imdb", "tldr")
 
@@ -41,7 +43,23 @@ def build_all(
     if names == ("tldr",):
         return {"tldr": summaries.build(config, root=root, report=report)}
     foundation = reviews.lay_foundation(config, root=root, report=report)
-    assert set(names) <= set(SOURCES)
     return {
         name: reviews.build(name, config, foundation=foundation, root=root, report=report) for name in names
     }
+
+
+def other_reward(task: Task, split: str, *, root: Path | str | None = None) -> tuple[str, Reward]:
+    """A reward of another kind than the one that reports on `split`, with the name of its kind.
+
+    For reviews a model of characters in place of words; where people wrote references, ROUGE's overlap
+    with them. What holds under one model's quirks alone does not hold under the other's.
+    """
+    if references := task.references.get(split):
+        known = dict(zip(task.decode(task.prompts[split].rows()), references, strict=True))
+
+        def overlap_of(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+            return overlap.rouge(completions, [known[prompt] for prompt in prompts])["rougeL"]
+
+        return "ROUGE-L", overlap_of
+    model = rewards.build(reviews_data.load(), "reward_report", root=root, units="characters")
+    return "characters instead of words", reviews.of_text(model.score)

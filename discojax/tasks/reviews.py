@@ -23,7 +23,7 @@ from discojax.errors import UserError, nearest
 from discojax.tasks import building, rewards
 from discojax.tasks.types import Prompts, Report, Reward, Task, TaskConfig
 
-__all__ = ["SPLITS", "Foundation", "build", "lay_foundation"]
+__all__ = ["SPLITS", "Foundation", "build", "lay_foundation", "of_text"]
 
 SPLITS = {"search": "reward_search", "select": "reward_search", "report": "reward_report"}
 """The splits of prompts, and the fold whose reward model scores each. Labels have a third model."""
@@ -104,7 +104,7 @@ def build(
 
     def pairs(given: Prompts, count: int) -> tuple[Pairs, int]:
         return building.preference_pairs(
-            name, base.graph, base.params, given, base.tokenizer, _of_text(label.logit), label.sha256,
+            name, base.graph, base.params, given, base.tokenizer, of_text(label.logit), label.sha256,
             count, config, root=root, report=report,
         )  # fmt: skip
 
@@ -126,7 +126,7 @@ def build(
         pairs=training,
         held_out=held_out,
         prompts=splits,
-        reward={split: _of_text(models[fold].score) for split, fold in SPLITS.items()},
+        reward={split: of_text(models[fold].score) for split, fold in SPLITS.items()},
         rewards={
             "label": label.sha256, **{split: models[fold].sha256 for split, fold in SPLITS.items()}
         },
@@ -138,7 +138,7 @@ def build(
     )  # fmt: skip
 
 
-def _of_text(score: Callable[[Sequence[str]], np.ndarray]) -> Reward:
+def of_text(score: Callable[[Sequence[str]], np.ndarray]) -> Reward:
     """A reward that reads prompt and completion as one text, as the DiscoPOP paper's does."""
     return lambda prompts, completions: score([a + b for a, b in zip(prompts, completions, strict=True)])
 

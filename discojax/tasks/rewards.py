@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -25,11 +25,14 @@ from jaxtyping import Float32, Int
 from discojax.data import cache, reviews
 from discojax.errors import UserError
 
-__all__ = ["ROLES", "RewardModel", "accuracy", "build", "load", "save", "train"]
+__all__ = ["ROLES", "RewardModel", "Units", "accuracy", "build", "load", "save", "train"]
 
 ROLES = ("reward_label", "reward_search", "reward_report")
 LENGTHS = (8, 16, 32)  # words of the prefixes on which accuracy is measured
 VERSION = 1  # of this file's result: raise it when training changes
+
+Units = Literal["words", "characters"]
+"""What a text is to a model: words, or the characters within them. Two models with different quirks."""
 
 _WORDS = r"(?u)\b\w[\w']*\b|[!?]"
 _FEATURES = 50_000
@@ -71,26 +74,31 @@ class RewardModel:
 
     @functools.cached_property
     def _vectorizer(self) -> Any:
-        vectorizer = _tfidf(vocabulary={term: i for i, term in enumerate(self.terms)})
+        vocabulary = {term: i for i, term in enumerate(self.terms)}
+        vectorizer = _tfidf(self.metadata.get("units", "words"), vocabulary=vocabulary)
         vectorizer.idf_ = self.idf
         return vectorizer
 
 
-def _tfidf(**settings: Any) -> Any:
+def _tfidf(units: Units, **settings: Any) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer  # deferred: a second to import
 
-    return TfidfVectorizer(
-        ngram_range=(1, 2), token_pattern=_WORDS, sublinear_tf=True, dtype=np.float32, **settings
-    )
+    form: dict[str, Any] = {"ngram_range": (1, 2), "token_pattern": _WORDS}
+    if units == "characters":
+        form = {"ngram_range": (2, 5), "analyzer": "char_wb"}
+    return TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **form, **settings)
 
 
-def train(texts: Sequence[str], labels: Int[np.ndarray, " texts"], seed: int = 0) -> RewardModel:
+def train(
+    texts: Sequence[str], labels: Int[np.ndarray, " texts"], seed: int = 0, units: Units = "words"
+) -> RewardModel:
     """A reward model of texts with labels 1 (positive) and 0; the same arguments give the same one.
 
     No intercept: the labels are nearly balanced, and a text that says nothing should score 0.5.
 
     Args:
       seed: draws the lengths of the prefixes.
+      units: terms are words and pairs of them, or two to five characters of one word.
 
     Raises:
       UserError: fewer than two texts of a label, or no term occurs in two texts.
@@ -101,7 +109,7 @@ def train(texts: Sequence[str], labels: Int[np.ndarray, " texts"], seed: int = 0
     positive = np.asarray(labels) == 1
     if min(positive.sum(), (~positive).sum()) < 2:
         raise UserError("A reward model needs at least two positive and two negative texts to train on.")
-    vectorizer = _tfidf(min_df=2, max_features=_FEATURES)
+    vectorizer = _tfidf(units, min_df=2, max_features=_FEATURES)
     try:
         whole = vectorizer.fit_transform(texts)
     except ValueError as error:
@@ -121,7 +129,7 @@ def train(texts: Sequence[str], labels: Int[np.ndarray, " texts"], seed: int = 0
         terms=tuple(vectorizer.get_feature_names_out().tolist()),
         idf=vectorizer.idf_.astype(np.float32),
         weights=(classifier.coef_[0] * scale).astype(np.float32),
-        metadata={"texts": len(texts), "prefixes": len(prefixes), "seed": seed},
+        metadata={"texts": len(texts), "prefixes": len(prefixes), "seed": seed, "units": units},
     )
 
 
@@ -162,7 +170,13 @@ def accuracy(model: RewardModel, held_out: reviews.Reviews) -> dict[str, dict[st
     return found
 
 
-def build(data: reviews.Reviews, role: str, seed: int = 0, root: Path | str | None = None) -> RewardModel:
+def build(
+    data: reviews.Reviews,
+    role: str,
+    seed: int = 0,
+    root: Path | str | None = None,
+    units: Units = "words",
+) -> RewardModel:
     """The cached reward model trained on the fold of one of `ROLES`, of both sources.
 
     Its `metadata["accuracy"]` is measured on texts of the policy's fold, which no reward model sees.
@@ -183,9 +197,11 @@ def build(data: reviews.Reviews, role: str, seed: int = 0, root: Path | str | No
         "version": VERSION,
         "sklearn": sklearn.__version__,
     }
+    if units != "words":
+        inputs["units"] = units
 
     def make(directory: Path) -> None:
-        model = train(texts.texts, texts.labels, seed)
+        model = train(texts.texts, texts.labels, seed, units)
         measured = {
             source: accuracy(model, part.take(range(max(0, len(part) - _HELD_OUT), len(part))))[source]
             for source, part in zip(reviews.SOURCES, held_out, strict=True)

@@ -1,0 +1,96 @@
+"""What a transfer ends with: one verdict table for each finalist, and the rank correlations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from discojax.data import cache
+from discojax.search.records import plain
+from discojax.search.rungs import BASELINE
+from discojax.search.statistics import interval
+from discojax.search.transfer import Transferred
+
+__all__ = ["show", "summary"]
+
+
+def show(transferred: Transferred, *, confidence: float, console: Console | None = None) -> None:
+    """Prints it, and writes `transfer.json` into the transfer's folder."""
+    console = console or Console()
+    for name in transferred.finalists:
+        console.print(_verdicts(transferred, name, confidence))
+    console.print(_correlations(transferred, confidence))
+    for sentence in summary(transferred):
+        console.print(f"- {sentence}", highlight=False)
+    file = transferred.folder / "transfer.json"
+    cache.write_json(file, plain(asdict(transferred) | {"source": str(transferred.source),
+                                                         "folder": str(transferred.folder)}))  # fmt: skip
+    console.print(f"results: {file}", highlight=False, soft_wrap=True)
+
+
+def _table(title: str, caption: str, *headings: str) -> Table:
+    table = Table(
+        title=Text(title), caption=caption, caption_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for i, heading in enumerate(headings):
+        words = i < 2 or heading == "verdict"
+        table.add_column(Text(heading), justify="left" if words else "right", no_wrap=not words)
+    return table
+
+
+def _verdicts(transferred: Transferred, name: str, confidence: float) -> Table:
+    searched = transferred.searched[name]
+    table = _table(
+        name,
+        f"Differences are of frontier areas, with {100 * confidence:g} % intervals, paired by seed and "
+        "prompt; verdicts are Holm-corrected over finalists and baselines.",
+        "stage", "", "area", f"vs {BASELINE}", "verdict",
+    )  # fmt: skip
+    base = transferred.searched.get(BASELINE, np.nan)
+    table.add_row("search", "what it was chosen by", f"{searched:.3f}", f"{searched - base:+.3f}", "")
+    for stage in transferred.stages:
+        found = stage.comparisons[name]
+        failed = found.verdict == "failed"
+        low, high = interval(found.difference, confidence)
+        table.add_row(
+            Text(stage.name),
+            Text(stage.detail),
+            "" if failed else f"{found.score.value:.3f}",
+            "" if failed else f"{found.difference.value:+.3f} [{low:+.3f}, {high:+.3f}]",
+            Text(found.verdict),
+        )
+    return table
+
+
+def _correlations(transferred: Transferred, confidence: float) -> Table:
+    table = _table(
+        "does the search measure the right thing?",
+        "Spearman's rank correlation of the search's score with the stage's, over all objectives that went "
+        "along. Computed from the DiscoPOP paper's own tables, MT-Bench against AlpacaEval, it is -0.12.",
+        "stage", "", "objectives", "rank correlation",
+    )  # fmt: skip
+    for stage in transferred.stages:
+        value, low, high, pairs = stage.correlation
+        text = "too few" if np.isnan(value) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        table.add_row(Text(stage.name), Text(stage.detail), str(pairs), text)
+    return table
+
+
+def summary(transferred: Transferred) -> list[str]:
+    """One sentence a finalist: where it is better than the baseline, and where worse."""
+    sentences = []
+    for name in transferred.finalists:
+        by = {
+            verdict: [s.name for s in transferred.stages if s.comparisons[name].verdict == verdict]
+            for verdict in ("better", "worse", "failed")
+        }
+        parts = [f"{verdict} in {', '.join(stages)}" for verdict, stages in by.items() if stages]
+        said = "; ".join(parts) or "no difference shown in any stage"
+        sentences.append(f"{name} against {BASELINE}: {said}.")
+    return sentences

@@ -1,0 +1,285 @@
+"""Does what a search found hold elsewhere? Its finalists on other tasks, seeds, policies and rewards.
+
+The finalists compete with the baselines in every stage, each of which changes one thing:
+
+    other seeds     the search's own task and policy, seeds and prompts it has not seen
+    TASK            a held-out task, its prompts and its reward
+    other policy    the first such task, from a policy of another size
+    other reward    the first such task's completions, scored by a reward of another kind
+
+More objectives of the search, spread over its ranks, go along: over all of them the rank correlation of
+the search's score with a stage's says whether the search measures the right thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from discojax import candidates, objectives
+from discojax.config import Config, TaskName
+from discojax.errors import UserError
+from discojax.search import archive as archives
+from discojax.search.archive import Archive
+from discojax.search.correlation import Correlation, rank_correlation
+from discojax.search.display import Display, display
+from discojax.search.evaluate import every_lane, tune
+from discojax.search.finals import only
+from discojax.search.frontier import area
+from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
+from discojax.search.opening import build_laboratory, given, open_run
+from discojax.search.rungs import BASELINE, final_trial, judged, rung_trial, seeds
+from discojax.search.statistics import Comparison, Samples
+from discojax.tasks import catalogue
+from discojax.tasks.types import Task
+
+__all__ = ["Found", "Stage", "Transferred", "assert_fresh", "found_by", "transfer"]
+
+_RUNG = 5000  # of the first stage, in the archive; each has ten, the second for its tuning
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finished run leaves to be transferred.
+
+    Attributes:
+      finalists: the proposed objectives of its held-out evaluation, in the order of its scores.
+      others: the other objectives of its first rung, likewise.
+      scores: the frontier area of every objective in that rung, on the search's prompts.
+      seeds: every training seed that it used.
+    """
+
+    finalists: tuple[Contender, ...]
+    others: tuple[Contender, ...]
+    scores: Mapping[str, float]
+    seeds: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's result.
+
+    Attributes:
+      name: what it changes.
+      detail: to what.
+      comparisons: of finalists and baselines with the baseline, Holm-corrected over them.
+      scores: frontier area of all objectives, NaN for one that failed.
+      correlation: of the search's scores with these.
+    """
+
+    name: str
+    detail: str
+    comparisons: Mapping[str, Comparison]
+    scores: Mapping[str, float]
+    correlation: Correlation
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What a transfer found.
+
+    Attributes:
+      source: the folder of the run whose finalists these are.
+      folder: the transfer's own.
+      finalists, baselines: names.
+      searched: the search's own score of every objective that went along.
+      stages: in order.
+    """
+
+    source: Path
+    folder: Path
+    finalists: tuple[str, ...]
+    baselines: tuple[str, ...]
+    searched: Mapping[str, float]
+    stages: tuple[Stage, ...]
+
+
+def transfer(config: Config, tasks: Mapping[TaskName, Config]) -> Transferred:
+    """Takes the finalists of the run at `config.run.path` through every stage.
+
+    Its folder is the run's with `-transfer` behind it; there it goes on where it was stopped.
+
+    Args:
+      config: the run's.
+      tasks: the config of every task to transfer to; the first is that of other policies and rewards.
+
+    Raises:
+      UserError: there is no finished run, it has no finalist, or a stage would use its seeds or prompts.
+    """
+    source = config.run.path
+    found = found_by(config)
+    names = tuple(objectives.get(name).name for name in (BASELINE, *config.evaluation.baselines))
+    baselines = tuple(dict.fromkeys(names))
+    contenders = _going(found, baselines, config.transfer.objectives)
+    config = replace(config, run=replace(config.run, name=f"{source.name}-transfer"))
+    resume = (config.run.path / "archive.sqlite").exists()
+    stages = []
+    with open_run(config, resume) as archive, display() as screen:
+        for number, (name, detail, settings, task) in enumerate(_stages(config, tasks)):
+            rung = _RUNG + 10 * number
+            trial = Trial(
+                rung, task, "report", settings.evaluation.steps, settings.search.betas,
+                seeds(config, rung, settings.evaluation.seeds), settings.evaluation.prompts,
+            )  # fmt: skip
+            assert_fresh(found.seeds, (*trial.seeds, *seeds(config, rung + 1, 1)))
+            settings = replace(settings, run=config.run)
+            stages += _stage(settings, archive, contenders, trial, name, detail, found, baselines, screen,
+                             rescored=number == 1)  # fmt: skip
+    searched = {c.name: found.scores.get(c.name, np.nan) for c in contenders}
+    finalists = tuple(c.name for c in found.finalists)
+    return Transferred(source, config.run.path, finalists, baselines, searched, tuple(stages))
+
+
+def _stages(config: Config, tasks: Mapping[TaskName, Config]) -> list[tuple[str, str, Config, TaskName]]:
+    """Name, detail, config and task of every stage that trains."""
+    same = replace(config, task=replace(config.task, held_out=config.task.name))
+    detail = f"{config.task.name}, seeds and prompts not searched with"
+    stages: list[tuple[str, str, Config, TaskName]] = [("other seeds", detail, same, config.task.name)]
+    for name, settings in tasks.items():
+        kept: TaskName = config.task.name if name != "tldr" and config.task.name != "tldr" else name
+        held = replace(settings, task=replace(settings.task, name=kept, held_out=name))
+        stages.append((name, "held-out task", held, name))
+    _, _, held, task = stages[1]
+    policy = replace(
+        held.policy, layers=config.transfer.layers, width=config.transfer.width, heads=config.transfer.heads
+    )
+    detail = f"{task}, {policy.layers} layers of width {policy.width}"
+    return [*stages, ("other policy", detail, replace(held, policy=policy), task)]
+
+
+def _stage(
+    config: Config, archive: Archive, contenders: Sequence[Contender], trial: Trial, name: str, detail: str,
+    found: Found, baselines: Sequence[str], screen: Display, *, rescored: bool,
+) -> list[Stage]:  # fmt: skip
+    """The stage, and with `rescored` another of the same completions under another reward."""
+    names = tuple(dict.fromkeys((config.task.name, trial.task)))
+    laboratory = build_laboratory(config, archive, names, screen)
+    if config.evaluation.learning_rates:
+        chosen = tune(config, laboratory, contenders, trial.task, screen, trial.rung + 1)
+        contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
+    measured = measure(laboratory, contenders, trial, screen, f"transfer: {name}")
+    everyone = [*(c.name for c in found.finalists), *baselines]
+
+    def judge(stage: str, what: str, measured: Measured) -> Stage:
+        scores = _scores(measured, config.evaluation.kl_budget)
+        order = [c.name for c in contenders if c.name in found.scores]
+        return Stage(
+            stage, what, judged(config, only(measured, everyone)), scores,
+            rank_correlation(
+                [found.scores[n] for n in order], [scores[n] for n in order], config.evaluation.confidence
+            ),
+        )  # fmt: skip
+
+    stages = [judge(name, detail, measured)]
+    if rescored:
+        task = laboratory.tasks[trial.task]
+        kind, again = _rescore(task, measured, every_lane(laboratory, contenders, trial), contenders, trial)
+        stages.append(judge("other reward", f"{trial.task}, {kind}", again))
+    return stages
+
+
+def _rescore(task: Task, measured: Measured, lanes, contenders: Sequence[Contender], trial: Trial):
+    """The same completions under another reward."""
+    kind, reward = catalogue.other_reward(task, trial.split)
+    prompts = task.decode(task.prompts[trial.split].rows()[: trial.prompts])
+
+    def row(name: str, beta: float, seed: int) -> np.ndarray:
+        lane = lanes[name, beta, seed]
+        if lane.status != "ok":
+            return np.full(trial.prompts, np.nan)
+        return np.asarray(reward(prompts, lane.per_prompt["completion"].tolist()), np.float64)
+
+    sft = np.stack([row(SFT, 0.0, seed) for seed in trial.seeds])
+    samples = {
+        c.name: Samples(
+            np.stack([[row(c.name, beta, seed) for seed in trial.seeds] for beta in trial.betas]),
+            measured.samples[c.name].kl,
+        )
+        for c in contenders
+    }
+    return kind, Measured(samples, sft.mean(0), sft)
+
+
+def _scores(measured: Measured, budget: float) -> dict[str, float]:
+    """Frontier areas; NaN for what trained at no beta."""
+    return {
+        name: float(area(s.kl.mean((1, 2)), s.reward.mean((1, 2)), budget, (0.0, measured.sft.mean())))
+        if np.isfinite(s.reward.mean((1, 2))).any()
+        else float("nan")
+        for name, s in measured.samples.items()
+    }
+
+
+def found_by(config: Config) -> Found:
+    """What the run at `config.run.path` leaves to be transferred.
+
+    Raises:
+      UserError: it is not finished, or none of its finalists was proposed.
+    """
+    folder = config.run.path
+    if not (folder / "archive.sqlite").is_file():
+        raise UserError(f"There is no run in {str(folder)!r} whose finalists could be transferred.")
+    with archives.open_archive(folder / "archive.sqlite") as archive:
+        made = {a.hash: a for a in archives.attempts(archive) if a.status == "accepted" and a.hash}
+        lanes = archives.evaluations(archive)
+    first, final = rung_trial(config, 0), final_trial(config)
+    scores = _archived(config, lanes, first.rung, first.task, first.split)
+    last = {e.key.hash for e in lanes if e.key.rung == final.rung and e.key.task == final.task}
+    if not last:
+        raise UserError(
+            f"{folder} has no held-out evaluation yet: go on with it by `discover --resume {folder}`."
+        )
+    chosen: list[Contender] = []
+    others: list[Contender] = []
+    usable = [a for a in made.values() if a.name in scores and a.name != BASELINE and a.source is not None]
+    for attempt in sorted(usable, key=lambda a: (-scores[a.name], a.name)):
+        if attempt.operator == "library":
+            others.append(given(attempt.name))
+            continue
+        program = candidates.compile(attempt.source or "", attempt.name)
+        (chosen if attempt.hash in last else others).append(Contender(attempt.name, program, "proposed"))
+    if not chosen:
+        raise UserError(f"No finalist of {folder} was proposed, so there is nothing of its own to transfer.")
+    return Found(tuple(chosen), tuple(others), scores, frozenset(e.key.seed for e in lanes))
+
+
+def _archived(config: Config, lanes, rung: int, task: str, split: str) -> dict[str, float]:
+    """The frontier area of every objective in a rung, from the means that the archive keeps."""
+    points: dict[str, dict[float, list[tuple[float, float]]]] = {}
+    for lane in lanes:
+        key = lane.key
+        if (key.rung, key.task, key.split) == (rung, task, split):
+            pair = (lane.kl, lane.reward) if lane.status == "ok" else (np.nan, np.nan)
+            points.setdefault(key.objective, {}).setdefault(key.beta, []).append(pair)
+    base = np.mean([reward for _, reward in points.pop(SFT, {0.0: [(0.0, np.nan)]})[0.0]])
+    found = {}
+    for name, by_beta in points.items():
+        kl, reward = np.asarray([np.mean(pairs, axis=0) for pairs in by_beta.values()]).T
+        if np.isfinite(reward).any():
+            found[name] = float(area(kl, reward, config.evaluation.kl_budget, (0.0, base)))
+    return found
+
+
+def _going(found: Found, baselines: Sequence[str], count: int) -> list[Contender]:
+    """Finalists, baselines, and as many others, evenly over their ranks, as make up `count`."""
+    going = [*found.finalists, *(given(name) for name in baselines)]
+    rest = [c for c in found.others if c.name not in {g.name for g in going}]
+    wanted = min(max(count - len(going), 0), len(rest))
+    places = np.linspace(0, len(rest) - 1, wanted).round().astype(int).tolist()
+    return [*going, *(rest[i] for i in dict.fromkeys(places))]
+
+
+def assert_fresh(searched: frozenset[int], reported: Sequence[int]) -> None:
+    """That no training seed of a report was one of the search's.
+
+    Raises:
+      UserError: naming them: a policy that helped to choose an objective cannot report on it.
+    """
+    if shared := sorted(searched & set(reported)):
+        raise UserError(
+            f"The seeds {', '.join(map(str, shared))} would report, and the search has trained with them: "
+            "choose another run.seed."
+        )
