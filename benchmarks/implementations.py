@@ -36,13 +36,13 @@ def main() -> None:
     parser.add_argument("--lanes", default="1,4,16,64")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    console = Console(width=120)
     table = Table(
         "lanes", "map, ms", "vmap, ms", "vmap / map", "map, CPU ms", "vmap, CPU ms", "vmap / map, CPU"
     )
-    for lanes in map(int, options.lanes.split(",")):
-        table.add_row(str(lanes), *compare(lanes, options.rounds))
-    console = Console(width=120)
-    console.print(table)
+    with Live(table, console=console):  # a line as soon as it is known
+        for lanes in map(int, options.lanes.split(",")):
+            table.add_row(str(lanes), *compare(lanes, options.rounds))
     device = jax.devices()[0].device_kind
     console.print(f"jax {jax.__version__}, {jax.device_count()} x {device}, {options.rounds} rounds")
 
