@@ -34,7 +34,7 @@ def gains(history: Sequence[Scored], by: Literal["operator", "model"]) -> dict[s
 
     A measured one gains the probability, by a normal law of the history's spread, that its score is above
     the best that was known before it, so 1/2 equals the best; one that cost a request and gave nothing new
-    gains 0. What waits to be measured does not count yet.
+    gains 0. What waits to be measured does not count yet; that a server was silent is no operator's fault.
     """
     spread = _spread(history)
     best = -math.inf
@@ -45,7 +45,7 @@ def gains(history: Sequence[Scored], by: Literal["operator", "model"]) -> dict[s
             if math.isfinite(best):
                 found.setdefault(arm, []).append(statistics.NormalDist(best, spread).cdf(past.score))
             best = max(best, past.score)
-        elif past.status in _WORTHLESS:
+        elif past.status in _WORTHLESS and not (by == "operator" and past.status == "unanswered"):
             found.setdefault(arm, []).append(0.0)
     return found
 

@@ -7,6 +7,9 @@ from dataclasses import replace
 
 from discojax import candidates, objectives
 from discojax.candidates import CheckResult, Program
+from discojax.proposers import selection
+from discojax.proposers.novelty import Known
+from discojax.proposers.selection import Member
 from discojax.proposers.types import Proposal, Proposer, Scored
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Attempt
@@ -44,6 +47,7 @@ class Notebook:
         self.numbers: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self.programs: dict[str, str] = {}
+        self._known: Known | None = None
         for attempt in archives.attempts(archive):
             mine = first <= attempt.number < first + _NUMBERS
             if mine or attempt.operator == "library":
@@ -66,6 +70,16 @@ class Notebook:
         self.names[attempt.number] = attempt.name
         if attempt.status == "accepted" and attempt.hash:
             self.programs.setdefault(attempt.hash, attempt.name)
+            if self._known is not None:
+                self._known.add(attempt.name, selection.read(attempt.source or ""))
+
+    def behaviours(self) -> Known:
+        """The accepted ones by what they do to a policy; made when first asked for."""
+        if self._known is None:
+            accepted = (attempt for attempt in self.attempts if attempt.status == "accepted")
+            graphs = ((attempt.name, selection.read(attempt.source or "")) for attempt in accepted)
+            self._known = Known(Member(name, graph) for name, graph in graphs if graph is not None)
+        return self._known
 
 
 def admit_library(archive: Archive, names: Sequence[str]) -> list[Contender]:
@@ -218,21 +232,31 @@ def _gated(
             seed=seed,
         )
         if result is not None:
-            attempt = _judged(attempt, proposal.source, result, programs)
+            attempt = _judged(attempt, proposal.source, result, programs, notebook)
         made.append(attempt)
         taken.add(name)
-        if attempt.status == "accepted" and attempt.hash:
+        if (
+            attempt.status == "accepted"
+            and attempt.hash
+            and result is not None
+            and result.program is not None
+        ):
             programs[attempt.hash] = name
+            notebook.behaviours().add(name, result.program.graph)
     return made
 
 
-def _judged(attempt: Attempt, source: str, result: CheckResult, programs: Mapping[str, str]) -> Attempt:
+def _judged(
+    attempt: Attempt, source: str, result: CheckResult, programs: Mapping[str, str], notebook: Notebook
+) -> Attempt:
     program = result.program
     attempt = replace(attempt, source=source, hash=None if program is None else program.hash)
     if not result.accepted or program is None:
         return replace(attempt, status="rejected", stage=result.stage, reason=result.reason)
     if program.hash in programs:
         return replace(attempt, status="duplicate", reason=f"the same program as {programs[program.hash]}")
+    if twin := notebook.behaviours().twin(program.graph):
+        return replace(attempt, status="duplicate", reason=f"the same slopes as {twin}, up to a factor")
     return replace(attempt, status="accepted", reason=None)
 
 

@@ -27,7 +27,9 @@ def test_what_waits_does_not_count_and_what_cost_a_request_for_nothing_does():
     past = [one(0.0), one(None, status="pending")]
     assert bandit.gains(past, "operator") == {}
     for status in ("rejected", "failed", "duplicate", "unanswered"):
-        assert bandit.gains([*past, one(None, status=status)], "operator") == {"refine": [0.0]}
+        assert bandit.gains([*past, one(None, status=status)], "model") == {"m": [0.0]}
+        fault = {} if status == "unanswered" else {"refine": [0.0]}
+        assert bandit.gains([*past, one(None, status=status)], "operator") == fault
 
 
 def test_a_repaired_proposal_is_credited_to_its_operator():

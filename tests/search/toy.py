@@ -195,8 +195,7 @@ def text(name: str, a: float, b: float, c: float) -> str:
         " reference_rejected_logps, beta):\n"
         "    m = (policy_chosen_logps - reference_chosen_logps)"
         " - (policy_rejected_logps - reference_rejected_logps)\n"
-        f"    return {a:.3f} * jax.nn.softplus(-{b:.3f} * beta * m)"
-        f" + {c:.3f} * jax.nn.softplus(-0.5 * beta * m)\n"
+        f"    return {a:.3f} * jax.nn.softplus(-{b:.3f} * beta * m) + jnp.tanh({c:.3f} - beta * m)\n"
     )
 
 
