@@ -13,12 +13,13 @@ from discojax.config import Config, load
 from discojax.errors import UserError
 from discojax.report import summary
 from discojax.search import archive as archives
-from discojax.search import discover, laboratory
+from discojax.search import brackets, discover, laboratory
 
 SMALL = (
     "policy.vocab_size=512", "policy.width=16", "policy.layers=1", "policy.heads=2", "sft.steps=30",
     "task.pairs=48", "task.completions=2", "population.lanes=4", "population.batch=8", "population.chunk=3",
-    "search.candidates=3", "search.library=[dpo, ipo, exp]", "search.rungs=[[1, 4, 64], [2, 5, 3]]",
+    "search.candidates=3", "search.generations=2", "search.library=[dpo, ipo, exp]",
+    "search.rungs=[[1, 4, 64], [1, 5, 2]]", "search.elites=[2, 5, 2]",
     "evaluation.prompts=12", "evaluation.search_prompts=12", "evaluation.seeds=2", "evaluation.steps=4",
     "evaluation.finalists=1", "evaluation.bootstrap=50", "evaluation.baselines=[dpo, slic]",
 )  # fmt: skip
@@ -72,10 +73,20 @@ def test_rounds_have_their_own_seeds_and_prompts(finished):
     with archives.open_archive(settings.run.path / "archive.sqlite") as archive:
         keys = [e.key for e in archives.evaluations(archive)]
     seeds = {rung: {k.seed for k in keys if k.rung == rung} for rung in {k.rung for k in keys}}
-    assert len(seeds) == 3 and sum(map(len, seeds.values())) == len(set.union(*seeds.values()))
+    assert len(seeds) == 4 and sum(map(len, seeds.values())) == len(set.union(*seeds.values()))
     assert {(k.rung, k.task, k.split) for k in keys} == {
-        (0, "rotten_tomatoes", "search"), (1, "rotten_tomatoes", "select"), (1000, "imdb", "report"),
+        (0, "rotten_tomatoes", "search"), (1, "rotten_tomatoes", "search"),
+        (2, "rotten_tomatoes", "select"), (1000, "imdb", "report"),
     }  # fmt: skip
+
+
+def test_elites_were_measured_again_before_they_were_believed(finished):
+    settings, outcome = finished
+    with archives.open_archive(settings.run.path / "archive.sqlite") as archive:
+        again = {e.key.objective for e in archives.evaluations(archive, split="select")}
+        raced = {e.key.objective for e in archives.evaluations(archive, rung=1)}
+    assert {c.name for c in outcome.contenders if c.origin == "proposed"} <= again <= raced
+    assert len(again - {"dpo", laboratory.SFT}) == 2
 
 
 def test_lanes_of_no_steps_are_the_sft_policy(finished):
@@ -150,7 +161,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(finished, tmp_path, mon
 
 def test_a_finished_run_resumed_trains_nothing(finished, monkeypatch):
     settings, outcome = finished
-    monkeypatch.setattr(laboratory, "train", lambda *a, **k: pytest.fail("a lane was trained again"))
+    for module in (laboratory, brackets):
+        monkeypatch.setattr(module, "train", lambda *a, **k: pytest.fail("a lane was trained again"))
     assert scores(discover.run(settings, resume=True)) == scores(outcome)
 
 
