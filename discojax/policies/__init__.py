@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from discojax.policies.architecture import Rope
+    from discojax.policies.blocks import stack, unstack
     from discojax.policies.decoder import Decoder, DecoderConfig, KeyValueCache
     from discojax.policies.divergence import Divergence, completion_divergence
     from discojax.policies.logprobs import (
@@ -32,6 +34,7 @@ __all__ = [
     "DecoderConfig",
     "Divergence",
     "KeyValueCache",
+    "Rope",
     "Samples",
     "SftConfig",
     "choose",
@@ -44,12 +47,16 @@ __all__ = [
     "sample",
     "sample_buckets",
     "soft_cap",
+    "stack",
     "token_logps",
+    "unstack",
 ]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "architecture": ["Rope"],
+        "blocks": ["stack", "unstack"],
         "decoder": ["Decoder", "DecoderConfig", "KeyValueCache"],
         "divergence": ["Divergence", "completion_divergence"],
         "sampling": ["Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"],
