@@ -1,9 +1,9 @@
-"""Policies: a small decoder in Flax NNX, its weights, and what is computed with one.
+"""Policies: decoders and encoders in Flax NNX, their weights, and what is computed with them.
 
 Functions take a policy, or its definition (`nnx.GraphDef`) and parameters, and work under `jit` and
 `vmap`: log-probabilities of completions without logits in memory, sampling with a key-value cache,
 exact token divergences, supervised training (`policies.sft`) and weights on disk
-(`policies.weights`). Ids are padded on the right, and lengths say what counts.
+(`policies.weights`), pretrained weights in and out (`policies.pretrained`). Ids are padded on the right, and lengths say what counts.
 
 Importing this package imports no JAX; the first use of a name does.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from discojax.policies.blocks import stack, unstack
     from discojax.policies.decoder import Decoder, DecoderConfig, KeyValueCache
     from discojax.policies.divergence import Divergence, completion_divergence
+    from discojax.policies.encoder import Encoder, EncoderConfig
     from discojax.policies.logprobs import (
         completion_hidden,
         completion_logps,
@@ -33,6 +34,8 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Divergence",
+    "Encoder",
+    "EncoderConfig",
     "KeyValueCache",
     "Rope",
     "Samples",
@@ -59,6 +62,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "blocks": ["stack", "unstack"],
         "decoder": ["Decoder", "DecoderConfig", "KeyValueCache"],
         "divergence": ["Divergence", "completion_divergence"],
+        "encoder": ["Encoder", "EncoderConfig"],
         "sampling": ["Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"],
         "sft": ["SftConfig"],
         "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "soft_cap", "token_logps"],
