@@ -187,3 +187,22 @@ def test_rematerialising_changes_no_gradient_and_keeps_less(scan):
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * float(np.abs(other).max()))
     assert kept["block"] <= kept["dots"] < kept["none"], kept
     assert kept["block"] < kept["dots"] or not scan, kept
+
+
+def test_lanes_of_stacked_policies_have_the_gradients_of_single_ones():
+    ids = np.random.default_rng(1).integers(0, 61, (2, 6)).astype(np.int32)
+    config = config_of("gemma2", scan=True, remat="block")
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    policies = [nnx.state(randomised(config, seed)) for seed in (0, 1)]
+    lanes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies)
+
+    def loss(params):
+        return jnp.sum(nnx.merge(graph, params).hidden(ids) ** 2)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def both(lanes, one):
+        return jax.vmap(jax.grad(loss))(lanes), jax.grad(loss)(one)
+
+    every, one = both(lanes, policies[1])
+    for lane, alone in zip(jax.tree.leaves(every), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(lane[1], alone, rtol=1e-3, atol=1e-4 * float(np.abs(alone).max()))
