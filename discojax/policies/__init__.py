@@ -2,8 +2,9 @@
 
 Functions take a policy, or its definition (`nnx.GraphDef`) and parameters, and work under `jit` and
 `vmap`: log-probabilities of completions without logits in memory, sampling with a key-value cache,
-exact token divergences, supervised training (`policies.sft`) and weights on disk
-(`policies.weights`), pretrained weights in and out (`policies.pretrained`). Ids are padded on the right, and lengths say what counts.
+exact token divergences, supervised training (`policies.sft`), weights on disk
+(`policies.weights`) and pretrained ones in and out (`policies.pretrained`). Ids are padded on the
+right, and lengths say what counts.
 
 Importing this package imports no JAX; the first use of a name does.
 """
