@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+collect_ignore = ["transformers_models.py"]  # it needs PyTorch, and `test_parity.py` runs it
+
 LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
