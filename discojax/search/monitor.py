@@ -18,7 +18,7 @@ _EVERY = 2.0  # seconds between looks at what was spent
 
 
 class Monitor:
-    """Three bars: lane-steps, candidates, and the share of the budget, where there is one."""
+    """Bars: lane-steps, candidates with what they cost, and the share of the budget where there is one."""
 
     def __init__(
         self, config: Config, screen: Display, lanes: int, schedule: Schedule, ledger: RunLedger, arms: int
@@ -54,15 +54,17 @@ class Monitor:
         self._spent()
 
     def _spent(self) -> None:
-        if self.budget_bar is None or time.monotonic() - self._looked < _EVERY:
+        if time.monotonic() - self._looked < _EVERY:
             return
         self._looked = time.monotonic()
         spent = self.ledger.spent()
-        used = [f"{spent.seconds / 60:.0f} min", f"{spent.candidates} candidates"]
         if spent.requests:
-            used = [spent.cost, f"{spent.tokens:,} tokens", *used]
-        share = round(100 * (1 - left(self.config.budget, spent)))
-        self.budget_bar.update(share, f"budget: {', '.join(used)}")
+            paid = f"candidates: {spent.requests} requests, {spent.tokens:,} tokens, {spent.cost}"
+            self.candidates_bar.update(self.candidates_bar.done, paid)
+        if self.budget_bar is not None:
+            share = round(100 * (1 - left(self.config.budget, spent)))
+            used = f"{spent.seconds / 60:.0f} min, {spent.candidates} candidates"
+            self.budget_bar.update(share, f"budget, in per cent: {used}")
 
 
 def planned(config: Config, arms: int) -> int:

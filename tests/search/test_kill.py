@@ -56,7 +56,9 @@ class Life:
             time.sleep(0.002)
         time.sleep(seconds)
         self.process.send_signal(signal.SIGKILL)
-        return self.process.wait() == -signal.SIGKILL
+        code = self.process.wait()
+        assert code in (0, -signal.SIGKILL), (self.folder / "log.txt").read_text()[-2000:]
+        return code != 0
 
 
 def count(folder: Path) -> int:
