@@ -99,7 +99,7 @@ def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> Tab
         f"nats, over betas {', '.join(f'{beta:g}' for beta in trial.betas)}. Gain: reward above the "
         "supervised policy's at the beta chosen, * if it is not zero after Holm's correction. "
         f"{len(trial.seeds)} seeds x {trial.prompts} prompts, paired; ± is the {100 * confidence:g} % "
-        "interval; verdicts are Holm-corrected over all objectives. Learning rates and betas were chosen on other prompts and another seed."
+        "interval; verdicts are Holm-corrected over all. Rates and betas were chosen on other prompts."
     )
     headings = ["objective", "area", f"vs {BASELINE}", "gain", "verdict"]
     return _table(f"{trial.task}, held out", caption, headings, rows)
@@ -128,7 +128,7 @@ def _behaviour(evaluated: Evaluated, confidence: float) -> Table:
     empty, every = (sum(getattr(x, what) for x in evaluated.lines) for what in ("empty", "completions"))
     caption = (
         "At each objective's chosen learning rate and beta. KL: sequence KL(policy‖reference) over "
-        "completion tokens, nats; /tok: KL(reference‖policy) per completion token, as the DiscoPOP paper reports it. "
+        "completion tokens, nats; /tok: KL(reference‖policy) per completion token, the DiscoPOP paper's. "
         "d-1, d-2: different words and pairs of words per word and pair. Accuracy and margin (beta times the "
         f"log-ratio margin) are on held-out pairs. {empty} of all {every} completions are empty."
     )
