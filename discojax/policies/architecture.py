@@ -96,7 +96,8 @@ class DecoderConfig:
         Weights are saved unstacked: see `blocks.stack` and `blocks.unstack`.
       remat: what a block keeps for its gradient: everything it needs (`none`), the results of its
         matrix products (`dots`), or nothing but its input (`block`).
-      attention: which implementation of `jax.nn.dot_product_attention`; `auto` is the default one.
+      attention: which implementation of `jax.nn.dot_product_attention`; `auto` is what JAX chooses,
+        `xla` today. `cudnn` wants a GPU, half precision, and no `vmap` around it before JAX 0.12.
 
     Raises:
       UserError: fields that contradict one another, or an unknown choice.

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from discojax.policies.sharding import batch_over_model
+from discojax.policies.sharding import batch_over_model, model_size
 
 
 def constraints(mesh, x, axis=0):
@@ -38,3 +38,10 @@ def test_nothing_is_asked_where_there_is_nothing_to_divide(given, rows):
 def test_nothing_is_asked_without_a_mesh():
     x = jnp.ones((8, 3))
     assert batch_over_model(x) is x
+
+
+def test_a_policy_is_spread_over_what_is_left_to_the_partitioner():
+    assert model_size() == 1
+    for given, expected in ((mesh(4), 4), (mesh(1), 1), (mesh(4, AxisType.Manual), 1)):
+        with jax.sharding.use_abstract_mesh(given):
+            assert model_size() == expected
