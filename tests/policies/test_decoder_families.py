@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
+from discojax.errors import UserError
 from discojax.policies.architecture import DecoderConfig, Rope
 from discojax.policies.blocks import stack, unstack
 from discojax.policies.decoder import Decoder
@@ -206,3 +207,17 @@ def test_lanes_of_stacked_policies_have_the_gradients_of_single_ones():
     every, one = both(lanes, policies[1])
     for lane, alone in zip(jax.tree.leaves(every), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(lane[1], alone, rtol=1e-3, atol=1e-4 * float(np.abs(alone).max()))
+
+
+def test_shapes_are_stacked_as_weights_are():
+    shapes = nnx.eval_shape(lambda: Decoder(config_of("qwen3"), rngs=nnx.Rngs(0)))
+    stacked = nnx.eval_shape(stack, shapes)
+    assert stacked.blocks.mlp.up.kernel.shape == (2, 16, 24)
+    assert nnx.eval_shape(unstack, stacked).blocks[1].mlp.up.kernel.shape == (16, 24)
+
+
+def test_layers_that_differ_are_not_stacked():
+    policy = randomised(config_of("qwen3"))
+    policy.blocks[0].mlp.adapter = nnx.LoRAParam(jnp.ones((2, 3)))
+    with pytest.raises(UserError, match="Layers that differ cannot be stacked: adapt every layer alike"):
+        stack(policy)
