@@ -19,7 +19,7 @@ from discojax.population.placement import shardings
 
 pytestmark = pytest.mark.tpu_compile
 
-LOOP = {"scan": True, "remat": "block"}
+LOOP = {"scan": True, "remat": "block", "attention": "xla"}  # as a TPU chooses, compiled on a CPU
 ROTARY = {**LOOP, "positions": "rotary", "max_length": 8192, "gated": True, "mlp_bias": False}
 STRUCTURES = {
     "gpt2": DecoderConfig(
@@ -49,6 +49,7 @@ def devices():
         TPU_ACCELERATOR_TYPE="v5litepod-16",
         TPU_WORKER_HOSTNAMES="localhost",
         TPU_WORKER_ID="0",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # there is no chip that two processes could both want
     )
     from jax.experimental import topologies
 
