@@ -25,11 +25,11 @@ if TYPE_CHECKING:
         completion_hidden,
         completion_logps,
         completion_mask,
-        soft_cap,
         token_logps,
     )
     from discojax.policies.sampling import Samples, choose, length_buckets, likeliest, sample, sample_buckets
     from discojax.policies.sft import SftConfig
+    from discojax.policies.soft_cap import soft_cap
 
 __all__ = [
     "Decoder",
@@ -66,6 +66,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "encoder": ["Encoder", "EncoderConfig"],
         "sampling": ["Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"],
         "sft": ["SftConfig"],
-        "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "soft_cap", "token_logps"],
+        "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "token_logps"],
+        "soft_cap": ["soft_cap"],
     },
 )

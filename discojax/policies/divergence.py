@@ -10,7 +10,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from discojax.policies.decoder import Decoder
-from discojax.policies.logprobs import completion_hidden, completion_mask, soft_cap
+from discojax.policies.logprobs import completion_hidden, completion_mask
+from discojax.policies.soft_cap import soft_cap
 
 __all__ = ["Divergence", "completion_divergence"]
 

@@ -15,9 +15,10 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from discojax.policies.decoder import Decoder
-from discojax.policies.sharding import batch_over_model
+from discojax.policies.sharding import batch_over_model, model_size
+from discojax.policies.soft_cap import soft_cap
 
-__all__ = ["completion_hidden", "completion_logps", "completion_mask", "soft_cap", "token_logps"]
+__all__ = ["completion_hidden", "completion_logps", "completion_mask", "token_logps"]
 
 
 def token_logps(
@@ -39,10 +40,11 @@ def token_logps(
       head: output matrix.
       targets: token ids, in `[0, vocab)`.
       block: tokens whose logits are held at a time.
-      softcap: see `soft_cap`.
+      softcap: see `policies.soft_cap`.
     """
     tokens = hidden.shape[0]
-    block = min(block, tokens)
+    spread = model_size()
+    block = -(-min(block, tokens) // spread) * spread
     padding = -tokens % block
     if padding:
         hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
@@ -51,11 +53,6 @@ def token_logps(
     # Where a policy is spread over `model`, each block is too: a device takes its share of every block.
     blocked = batch_over_model(blocked, axis=1)
     return _blocked_logps(softcap, blocked, head, targets.reshape(-1, block)).reshape(-1)[:tokens]
-
-
-def soft_cap(logits: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
-    """`cap * tanh(logits / cap)`, Gemma 2's bound on its logits; `logits` themselves where `cap` is None."""
-    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def _logits(hidden: Array, head: Array) -> Array:

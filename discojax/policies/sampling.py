@@ -17,7 +17,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from discojax.policies.decoder import Decoder
-from discojax.policies.logprobs import soft_cap
+from discojax.policies.soft_cap import soft_cap
 
 __all__ = ["Bucket", "Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"]
 

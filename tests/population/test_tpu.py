@@ -42,7 +42,10 @@ devices = np.array(topology.devices).reshape(sizes)
 mesh = Mesh(devices, ("lane", "data", "model"), axis_types=(AxisType.Auto,) * 3)
 
 def make():
-    config = DecoderConfig(vocab_size=2048, layers=2, width=128, heads=4, max_length=32)
+    config = DecoderConfig(
+        vocab_size=2048, layers=2, width=128, heads=4, max_length=32,
+        attention="xla",  # as a TPU chooses
+    )
     policy = Decoder(config, rngs=nnx.Rngs(0))
     return add_lora(policy, LoraConfig(rank=8, targets=(".*",)), nnx.Rngs(1)) if adapters else policy
 
