@@ -70,7 +70,7 @@ def simulate(
     return {
         "lag": config.search.lag,
         "step": seconds,
-        "load": work / sum(asked),
+        "load": work / sum(asked),  # with a control, of both searches' work
         "minutes": timeline.at[-1] / 60,
         "before the drain": timeline.utilisation(lanes, seconds, drain=False),
         "to the end": timeline.utilisation(lanes, seconds, drain=True),
@@ -110,11 +110,19 @@ def main() -> None:
             table.add_row(phase, f"{before:.1%}", f"{whole:.1%}", f"{waited:.1f}")
         console.print(table)
         return
-    table = Table("lag", "a step, s", "load", "minutes", "useful, before the drain", "useful, to the end")
-    for lag, seconds in ((0, 1.0), (1, 1.0), (2, 1.0), (1, 0.5), (2, 0.5), (2, 0.25)):
-        row = simulate([f"search.lag={lag}", *options.overrides], seconds)
+    table = Table("", "lag", "a step, s", "load", "minutes", "useful, before the drain", "useful, to the end")
+    tuned = "search.controls=[tuned_baselines]"
+    for what, lag, seconds, given in (
+        ("no prefetching", 0, 1.0, ()),
+        ("quick replies, or a slow device", 1, 1.0, ()),
+        ("with a control to fill in", 1, 1.0, (tuned,)),
+        ("half as slow a device", 1, 0.5, ()),
+        ("with a control to fill in", 1, 0.5, (tuned,)),
+        ("more device than replies", 2, 0.25, ()),
+    ):
+        row = simulate([f"search.lag={lag}", *given, *options.overrides], seconds)
         table.add_row(
-            f"{lag}", f"{seconds:g}", f"{row['load']:.2f}", f"{row['minutes']:.0f}",
+            what, f"{lag}", f"{seconds:g}", f"{row['load']:.2f}", f"{row['minutes']:.0f}",
             f"{row['before the drain']:.1%}", f"{row['to the end']:.1%}",
         )  # fmt: skip
     console.print(table)

@@ -34,8 +34,10 @@ class Scripted:
 
 
 def candidate(number, **fields):
+    """One of 25 losses of which no two would train alike."""
     name = f"loss_{number}"
-    source = toy.text(name, 1.0, 0.3 + number / 8, 1.0)
+    weight, slope = (0.1, 0.3, 1.0, 3.0, 10.0)[number % 5], (0.2, 0.8, 1.4, 2.0, 3.0)[number // 5]
+    source = toy.text(name, weight, slope, 1.0)
     return Proposal(name, source, "fresh", ("dpo",), "An idea.", **fields)
 
 
