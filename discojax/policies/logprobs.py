@@ -39,18 +39,19 @@ def token_logps(
       hidden: final hidden states; the one that predicts the target of the same row.
       head: output matrix.
       targets: token ids, in `[0, vocab)`.
-      block: tokens whose logits are held at a time.
+      block: tokens whose logits a device holds at a time.
       softcap: see `policies.soft_cap`.
     """
     tokens = hidden.shape[0]
+    # Spread over `model`, a device does its share of every block: the more to a block, the more seldom
+    # the head is gathered and its gradient added up.
     spread = model_size()
-    block = -(-min(block, tokens) // spread) * spread
+    block = min(block * spread, -(-tokens // spread) * spread)
     padding = -tokens % block
     if padding:
         hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
         targets = jnp.pad(targets, (0, padding))
     blocked = hidden.reshape(-1, block, hidden.shape[-1])
-    # Where a policy is spread over `model`, each block is too: a device takes its share of every block.
     blocked = batch_over_model(blocked, axis=1)
     return _blocked_logps(softcap, blocked, head, targets.reshape(-1, block)).reshape(-1)[:tokens]
 
