@@ -71,6 +71,7 @@ class _Left:
     """How many posts could not be used, and how many were shortened."""
 
     long_summaries: int
+    repeated: int
     shortened: int
 
 
@@ -104,8 +105,9 @@ def build(
             "give it 64 or more, or use `--config tldr`."
         )
     posts, left = {}, {}
-    for role, rows in documents.items():
-        posts[role], left[role] = _posts(rows, tokens, marker, config)
+    seen: set[tuple[int, ...]] = set()  # posts may be one once they are shortened
+    for role in reversed(ROLES):  # what measures goes first, so training gives up what they share
+        posts[role], left[role] = _posts(documents[role], tokens, marker, config, seen)
     graph, params, loss = building.supervised(
         cache.content_hash([list(posts["policy"].prompts), posts["policy"].references]),
         lambda: _sequences(posts["policy"], config),
@@ -162,6 +164,7 @@ def build(
             "supervised loss": loss,
             "proxy accuracy": {role: model.metadata["accuracy"] for role, model in models.items()},
             "posts left out for a summary that is too long": sum(n.long_summaries for n in left.values()),
+            "posts left out for beginning as another": sum(n.repeated for n in left.values()),
             "posts shortened": sum(n.shortened for n in left.values()),
         },
     )  # fmt: skip
@@ -216,24 +219,37 @@ def _tokenizer(texts: Sequence[str], config: TaskConfig, root) -> Tokenizer:
     return tokenizer.load(cache.build("tokenizer", inputs, make, root) / "tokenizer.json")
 
 
-def _posts(rows: Sequence[tuple[str, str]], tokens: Tokenizer, marker: list[int], config: TaskConfig):
+def _posts(
+    rows: Sequence[tuple[str, str]],
+    tokens: Tokenizer,
+    marker: list[int],
+    config: TaskConfig,
+    seen: set[tuple[int, ...]],
+) -> tuple[Posts, _Left]:
     """Posts whose human summary fits into a completion: one that is cut would be judged for its end."""
     room = config.prompt_tokens - len(marker)
     bodies = tokenizer.encode_batch(tokens, [body for body, _ in rows])
     summaries = tokenizer.encode_batch(tokens, [f" {summary}" for _, summary in rows])
-    kept = [
-        (body, [*summary, tokenizer.EOS])
-        for body, summary in zip(bodies, summaries, strict=True)
-        if len(summary) < config.completion_tokens
-    ]
-    prompts = [[tokenizer.BOS, *body[:room], *marker] for body, _ in kept]
+    prompts: list[list[int]] = []
+    kept: list[list[int]] = []
+    long_summaries = repeated = shortened = 0
+    for body, summary in zip(bodies, summaries, strict=True):
+        prompt = [tokenizer.BOS, *body[:room], *marker]
+        if len(summary) >= config.completion_tokens:
+            long_summaries += 1
+        elif tuple(prompt) in seen:
+            repeated += 1
+        else:
+            seen.add(tuple(prompt))
+            prompts.append(prompt)
+            kept.append([*summary, tokenizer.EOS])
+            shortened += len(body) > room
     width = 1 + config.prompt_tokens
     ids = np.asarray([row + [tokenizer.PAD] * (width - len(row)) for row in prompts], np.int32)
     lengths = np.asarray([len(row) for row in prompts], np.int32)
-    references = tokens.decode_batch([summary for _, summary in kept], skip_special_tokens=True)
-    shortened = sum(len(body) > room for body, _ in kept)
-    found = Posts(Prompts(ids.reshape(-1, width), lengths), references, [summary for _, summary in kept])
-    return found, _Left(len(rows) - len(kept), shortened)
+    references = tokens.decode_batch(kept, skip_special_tokens=True)
+    found = Posts(Prompts(ids.reshape(-1, width), lengths), references, kept)
+    return found, _Left(long_summaries, repeated, shortened)
 
 
 def _sequences(posts: Posts, config: TaskConfig):

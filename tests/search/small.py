@@ -34,7 +34,7 @@ def few_reviews(folder: Path, patch, each: int = 400) -> None:
 
 
 def few_documents(patch) -> None:
-    """The docstrings of two libraries."""
-    roots = {name: root for name, root in docstrings._roots().items() if name in ("flax", "optax")}
-    assert len(roots) == 2
+    """The docstrings of three libraries."""
+    roots = {name: root for name, root in docstrings._roots().items() if name in ("flax", "optax", "sklearn")}
+    assert len(roots) == 3
     patch.setattr(docstrings, "_roots", lambda: roots)
