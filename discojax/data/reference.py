@@ -82,12 +82,6 @@ def pair_logps(
     Args:
       states: of the policy, `nnx.merge(graph, *states)`; the others as in `with_reference`.
     """
-
-    @jax.jit
-    def run(states, ids, prompts, lengths):
-        policy = nnx.merge(graph, *jax.tree.map(partial(_cast, dtype=dtype), states))
-        return completion_logps(policy, ids, prompts, lengths, tokens=tokens)
-
     count = len(pairs.prompt_length)
     sides: list[np.ndarray] = []
     chosen = (pairs.chosen_ids, pairs.chosen_length)
@@ -95,11 +89,17 @@ def pair_logps(
         parts = []
         for start in range(0, count, rows):
             some = np.minimum(np.arange(start, start + rows), count - 1)  # one shape, one compilation
-            parts.append(np.asarray(run(states, ids[some], pairs.prompt_length[some], lengths[some])))
+            arguments = (states, ids[some], pairs.prompt_length[some], lengths[some])
+            parts.append(np.asarray(_logps(graph, *arguments, tokens=tokens, dtype=dtype)))
             progress(min(start + rows, count) + count * len(sides), 2 * count)
         sides.append(np.concatenate(parts)[:count].astype(np.float32))
     return sides
 
 
-def _cast(x: jax.Array, dtype: str) -> jax.Array:
-    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+@partial(jax.jit, static_argnames=("graph", "tokens", "dtype"))
+def _logps(graph: nnx.GraphDef, states: Any, ids, prompts, lengths, *, tokens: int, dtype: str) -> jax.Array:
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    policy = nnx.merge(graph, *jax.tree.map(cast, states))
+    return completion_logps(policy, ids, prompts, lengths, tokens=tokens)
