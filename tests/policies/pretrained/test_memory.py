@@ -91,7 +91,7 @@ def directory(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("how", ["apart", "stacked", "divided"])
+@pytest.mark.parametrize("how", ["stacked", "divided"])
 def test_the_peak_is_the_model_and_not_two_of_it(directory, how, repository):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(directory), how],
