@@ -200,6 +200,7 @@ def test_log_probabilities_are_summed_in_float32(setting):
     np.testing.assert_allclose(found[0], setting.pairs.reference_chosen[:4], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_takes_less_memory(setting, one_device):
     """Compiled for a wider policy and longer texts, where activations are what takes memory."""
     from discojax.policies.decoder import Decoder, DecoderConfig
