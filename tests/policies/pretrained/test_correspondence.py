@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from discojax.policies import pretrained
 from discojax.policies.pretrained.architectures import ARCHITECTURES, policy_config
@@ -62,6 +63,31 @@ def test_every_element_of_a_directory_is_read_once_and_comes_back(name, tmp_path
     before, after = (jax.tree.leaves(nnx.state(one.policy)) for one in (original, loaded))
     assert len(before) == len(after)
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "more"),
+    [
+        ("gpt2", "transformer.", {"h.0.attn.bias": np.ones((1, 1, 64, 64), np.uint8)}),
+        ("llama-2", "", {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}),
+        (
+            "roberta",
+            "",
+            {
+                "roberta.embeddings.position_ids": np.arange(64)[None],
+                "roberta.pooler.dense.weight": np.ones((32, 32), np.float32),
+            },
+        ),
+    ],
+)
+def test_files_of_years_ago_hold_more_than_weights(name, prefix, more, tmp_path):
+    """As those on the hub under openai-community/gpt2 and siebert/sentiment-roberta-large-english."""
+    original = drawn(name)
+    file = pretrained.save(original, tmp_path / name) / "model.safetensors"
+    tensors = {tensor.removeprefix(prefix): value for tensor, value in load_file(file).items()}
+    save_file(tensors | more, file)
+    before, after = (nnx.state(one.policy) for one in (original, pretrained.load(file.parent)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("roberta", "distilbert")])
