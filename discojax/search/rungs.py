@@ -69,7 +69,7 @@ def shares(config: Config) -> list[int]:
 
     >>> from discojax.config import load
     >>> shares(load(None, ["search.candidates=10", "search.generations=4"]))
-    [2, 2, 3, 3]
+    [2, 3, 2, 3]
     """
     left, generations = config.search.candidates, config.search.generations
     return [(left * (i + 1)) // generations - (left * i) // generations for i in range(generations)]
