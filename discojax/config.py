@@ -6,15 +6,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from discojax.errors import UserError
-from discojax.settings import Range, dump, parse
+from discojax.settings import Range, dump, find, parse
 
 __all__ = [
     "Budget",
@@ -219,7 +218,9 @@ class Evaluation:
     `evaluate` measures `objectives`, each at the one of `learning_rates` (none: population.learning_rate)
     that was best for it on other prompts, and preference accuracy on `held_out_pairs`. `judge` compares
     completions with a person's and with the supervised policy's: `proxy`, a reward model, or a language
-    model as SERVER:MODEL, such as `gemini:gemini-3.5-flash`; `judged` prompts are shown to it.
+    model as SERVER:MODEL, such as `gemini:gemini-3.5-flash`; `judged` prompts are shown to it. `reward`
+    scores in place of the task's own: MODULE:FUNCTION, `score(prompts, completions) -> [n]`, or a
+    classifier's folder or hub id.
     """
 
     finalists: Natural = 3
@@ -231,6 +232,7 @@ class Evaluation:
     held_out_pairs: Natural = 200
     judge: str = "proxy"
     judged: Annotated[int, Range(least=2)] = 128
+    reward: str = ""
     seeds: Annotated[int, Range(least=2)] = 3
     steps: Count = 40
     search_prompts: Annotated[int, Range(least=2)] = 128
@@ -360,7 +362,6 @@ class Config:
             )
 
 
-_CLONE = Path(__file__).resolve().parents[1]
 _DEFAULT = "quickstart"
 
 
@@ -387,34 +388,3 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     return parse(Config, text, overrides, file=str(path))
-
-
-def find(name: str | Path) -> Path:
-    """The config file called `name`: a path, or a bare name for `configs/NAME.yaml`.
-
-    Raises:
-      UserError: if there is none, naming the nearest file.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    folders = [Path("configs")]
-    if (_CLONE / "pyproject.toml").is_file():  # not site-packages, where `configs` is anyone's
-        folders.append(_CLONE / "configs")
-    bare = path.parent == Path() and path.suffix in ("", ".yaml")
-    if bare:
-        for folder in folders:
-            if (folder / f"{path.stem}.yaml").is_file():
-                return folder / f"{path.stem}.yaml"
-    if path.is_dir():
-        raise UserError(f"{name} is a folder, not a config file.{_nearest_file('', [path])}")
-    hint = _nearest_file(path.stem, [path.parent, *folders])
-    raise UserError(f"There is no config file {str(name)!r}.{hint}")
-
-
-def _nearest_file(stem: str, folders: Iterable[Path]) -> str:
-    for folder in folders:
-        there = {file.stem: file for file in sorted(folder.glob("*.y*ml"))} if folder.is_dir() else {}
-        if close := difflib.get_close_matches(stem, there, n=1, cutoff=0.0):
-            return f" The nearest is {str(there[close[0]])!r}."
-    return ""

@@ -10,26 +10,23 @@ import argparse
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING
 
 from discojax import __version__
+from discojax.command_line import PROGRAM, Command, overview, read
 from discojax.config import Config, find, load
 from discojax.errors import UserError, nearest
-from discojax.settings import defaults
 
 if TYPE_CHECKING:
     from discojax.search.discover import Outcome
 
 __all__ = ["main"]
 
-PROGRAM = "python -m discojax.launch"
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*\s*=")
 _LONGEST_CANDIDATE = 1 << 16  # bytes read of a candidate, far above what the gate lets pass
 
 
@@ -153,25 +150,17 @@ def export(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-class _Command(NamedTuple):
-    handler: Callable[[Config, argparse.Namespace], int]
-    usage: str
-    summary: str
-    arguments: tuple[int, int] = (0, 0)  # how few and how many
-    options: tuple[tuple[str, dict[str, str]], ...] = ()
-
-
 _OBJECTIVES = ("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"})
 _RESUME = ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped run"})
 
 _COMMANDS = {
-    "discover": _Command(
+    "discover": Command(
         discover,
         "[--resume [RUN]]",
         "propose losses, gate them, train a population with them, score them, feed back",
         options=(_RESUME,),
     ),
-    "train": _Command(
+    "train": Command(
         train,
         "[--objectives NAME|FILE,...] [--policy DIR|ID --data FILE|ID] [--resume [RUN]]",
         "train given objectives over seeds and betas; or one pretrained policy with one of them",
@@ -182,7 +171,7 @@ _COMMANDS = {
             _RESUME,
         ),
     ),
-    "evaluate": _Command(
+    "evaluate": Command(
         evaluate,
         "[--objectives NAME|FILE,...] [--task TASK] [--resume [RUN]]",
         "the held-out evaluation: frontiers, win rates, what each objective does, with intervals",
@@ -192,12 +181,12 @@ _COMMANDS = {
             _RESUME,
         ),
     ),
-    "transfer": _Command(
+    "transfer": Command(
         transfer, "RUN", "a run's finalists on other tasks, seeds, policies and rewards", (1, 1)
     ),
-    "check": _Command(check, "FILE|-", "the gate alone: accepted, or the stage, line and reason", (1, 1)),
-    "losses": _Command(losses, "[NAME]", "list the library, or show one loss and its curve", (0, 1)),
-    "export": _Command(
+    "check": Command(check, "FILE|-", "the gate alone: accepted, or the stage, line and reason", (1, 1)),
+    "losses": Command(losses, "[NAME]", "list the library, or show one loss and its curve", (0, 1)),
+    "export": Command(
         export,
         "NAME|FILE [--to torch|trl|jax|latex] [--out FILE]",
         "an objective as PyTorch, as a trainer for TRL, as JAX or as LaTeX, verified equal",
@@ -208,85 +197,6 @@ _COMMANDS = {
         ),
     ),
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]}; `{self.prog} --help` shows what it takes.")
-
-
-def _parser(name: str) -> _Parser:
-    command = _COMMANDS[name]
-    parser = _Parser(
-        prog=f"{PROGRAM} {name}",
-        usage=f"{PROGRAM} {name} {command.usage} [--config FILE] [key=value ...]",
-        description=f"{name}: {command.summary}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    for option, details in command.options:
-        parser.add_argument(option, **details)  # type: ignore[arg-type]
-    parser.add_argument("--config", metavar="FILE", help="a path, or the name of a file in configs/")
-    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
-    return parser
-
-
-def _help() -> str:
-    lines = [f"usage: {PROGRAM} [COMMAND] [--config FILE] [key=value ...]", ""]
-    lines += ["Discover preference-optimisation losses. Without a command it does `discover`.", ""]
-    width = max(len(f"{name} {command.usage}") for name, command in _COMMANDS.items())
-    for name, command in _COMMANDS.items():
-        lines.append(f"  {f'{name} {command.usage}':{width}}  {command.summary}")
-    lines += [
-        "",
-        f"`{PROGRAM} COMMAND --help` says more; `--version` prints the version.",
-        "",
-        _settings_help(),
-    ]
-    return "\n".join(lines)
-
-
-def _settings_help() -> str:
-    lines = ["settings, with the defaults that key=value changes:"]
-    for name, default in defaults(Config).items():
-        value = default if isinstance(default, str) else json.dumps(default)
-        lines.append(f"  {name}={value}")
-    return "\n".join(lines)
-
-
-def _parse(argv: Sequence[str]) -> tuple[_Command, argparse.Namespace]:
-    """The command and its options, with `overrides` told from `arguments`."""
-    name, rest = "discover", list(argv)
-    if rest and not rest[0].startswith("-") and not _OVERRIDE.match(rest[0]):
-        name, *rest = rest
-        if name not in _COMMANDS:
-            raise UserError(
-                f"There is no command {name!r}.{nearest(name, _COMMANDS)} `{PROGRAM} --help` lists them."
-            )
-    command, parser = _COMMANDS[name], _parser(name)
-    if {"-h", "--help"} & set(rest):
-        parser.epilog = _settings_help()
-        parser.print_help()
-        raise SystemExit(0)
-    options, unknown = parser.parse_known_intermixed_args(rest)
-    if unknown:
-        known = re.findall(r"--\w+", parser.format_usage())
-        hint = nearest(unknown[0], known) or f" `{parser.prog} --help` shows what there is."
-        raise UserError(f"`{name}` has no option {unknown[0]!r}.{hint}")
-    words = list(options.arguments)
-    if _OVERRIDE.match(getattr(options, "resume", None) or ""):  # --resume key=value: no RUN was meant
-        words.append(options.resume)
-        options.resume = ""
-    options.overrides = [word for word in words if _OVERRIDE.match(word)]
-    options.arguments = [word for word in words if not _OVERRIDE.match(word)]
-    few, many = command.arguments
-    if not few <= len(options.arguments) <= many:
-        surplus = options.arguments[many:]
-        problem = f"cannot use {surplus[0]!r}" if surplus else "needs more"
-        raise UserError(
-            f"`{name}` {problem}: write `{name} {command.usage} [key=value ...]`.".replace("  ", " ")
-        )
-    return command, options
 
 
 def _config_file(options: argparse.Namespace) -> str | None:
@@ -392,11 +302,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] in (["-h"], ["--help"]):
-            print(_help())
+            print(overview(_COMMANDS))
         elif words[:1] == ["--version"]:
             print(f"discojax {__version__}")
         else:
-            command, options = _parse(words)
+            command, options = read(words, _COMMANDS)
             code = command.handler(load(_config_file(options), options.overrides), options)
             sys.stdout.flush()
             return code

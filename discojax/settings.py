@@ -16,15 +16,16 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
 import yaml
 
 from discojax.errors import UserError, nearest
 
-__all__ = ["Range", "defaults", "dump", "parse"]
+__all__ = ["Range", "defaults", "dump", "find", "parse"]
 
 T = TypeVar("T")
 
@@ -307,3 +308,37 @@ def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.name
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+_CLONE = Path(__file__).resolve().parents[1]
+
+
+def find(name: str | Path) -> Path:
+    """The config file called `name`: a path, or a bare name for `configs/NAME.yaml`.
+
+    Raises:
+      UserError: if there is none, naming the nearest file.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    folders = [Path("configs")]
+    if (_CLONE / "pyproject.toml").is_file():  # not site-packages, where `configs` is anyone's
+        folders.append(_CLONE / "configs")
+    bare = path.parent == Path() and path.suffix in ("", ".yaml")
+    if bare:
+        for folder in folders:
+            if (folder / f"{path.stem}.yaml").is_file():
+                return folder / f"{path.stem}.yaml"
+    if path.is_dir():
+        raise UserError(f"{name} is a folder, not a config file.{_nearest_file('', [path])}")
+    hint = _nearest_file(path.stem, [path.parent, *folders])
+    raise UserError(f"There is no config file {str(name)!r}.{hint}")
+
+
+def _nearest_file(stem: str, folders: Iterable[Path]) -> str:
+    for folder in folders:
+        there = {file.stem: file for file in sorted(folder.glob("*.y*ml"))} if folder.is_dir() else {}
+        if close := difflib.get_close_matches(stem, there, n=1, cutoff=0.0):
+            return f" The nearest is {str(there[close[0]])!r}."
+    return ""

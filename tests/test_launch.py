@@ -13,7 +13,8 @@ from rich.console import Console
 
 from discojax import objectives
 from discojax.config import Config, dump, load
-from discojax.launch import _COMMANDS, PROGRAM, main
+from discojax.command_line import PROGRAM
+from discojax.launch import _COMMANDS, main
 from discojax.report import terminal
 
 DPO = f'''def loss({", ".join(objectives.ARGUMENTS[:5])}):

@@ -228,7 +228,7 @@ def sample_buckets(
         rows = np.asarray(bucket.rows)
         samples = sample(
             policy, prompt_ids[rows, : bucket.width], prompt_lengths[rows], key,
-            tokens=tokens, pad_id=pad_id, rows=rows, **settings,
+            tokens=tokens, pad_id=pad_id, rows=jnp.asarray(rows), **settings,
         )  # fmt: skip
         ids = ids.at[rows, : bucket.width + tokens].set(samples.ids)
         lengths = lengths.at[rows].set(samples.completion_lengths)

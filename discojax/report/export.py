@@ -236,7 +236,7 @@ def _by_jax(function: Callable[..., Any], given: Mapping[str, np.ndarray]) -> li
     import jax
 
     def total(*policy):
-        losses = function(**(given | dict(zip(ARGUMENTS[:2], policy, strict=True))))
+        losses = function(**{**given, **dict(zip(ARGUMENTS[:2], policy, strict=True))})
         return losses.sum(), losses
 
     gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
