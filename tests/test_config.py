@@ -215,7 +215,7 @@ def test_a_bare_name_is_sought_in_configs_here_before_the_clones(
 
 def test_the_quickstart_works_without_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("discojax.config._CLONE", tmp_path)
+    monkeypatch.setattr("discojax.settings._CLONE", tmp_path)
     assert load() == load("quickstart") == Config()
     sentence(load, "another")
 
