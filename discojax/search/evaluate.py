@@ -33,7 +33,8 @@ from discojax.search.rungs import BASELINE, judged, seeds
 from discojax.search.statistics import Comparison, Estimate, holm, mean, p_value
 from discojax.search.winrate import WinRate
 from discojax.tasks import overlap
-from discojax.tasks.types import Task
+from discojax.tasks.own_rewards import own_reward
+from discojax.tasks.types import Reward, Task
 
 __all__ = ["Choice", "Evaluated", "Line", "evaluate", "every_lane", "tune"]
 
@@ -140,11 +141,14 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
     if len({c.name for c in contenders}) < len(contenders):
         raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
     judge = make_judge(config)  # a missing key is told before an hour of work, not after
+    reward = own_reward(config.evaluation.reward) if config.evaluation.reward else None
     name = config.task.held_out
     with open_run(config, resume) as archive, display() as screen:
         laboratory = build_laboratory(
             config, archive, (name,), screen, held_out_pairs=config.evaluation.held_out_pairs
         )
+        if reward is not None:
+            laboratory = replace(laboratory, tasks={name: _scored_by(laboratory.tasks[name], reward, config)})
         chosen = tune(config, laboratory, contenders, name, screen)
         contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
         evaluation = config.evaluation
@@ -154,6 +158,7 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
         )  # fmt: skip
         measured = measure(laboratory, contenders, trial, screen, f"{len(contenders)} objectives on {name}")
         found = every_lane(laboratory, contenders, trial)
+        _check(found, trial)
         lines = _lines(laboratory.tasks[name], found, contenders, trial)
         return Evaluated(
             config.run.path, trial, tuple(contenders), chosen, measured, judged(config, measured), lines,
@@ -161,6 +166,24 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
             win_rates(config, laboratory.tasks[name], judge, found, chosen, trial, screen),
             laboratory.tasks[name].facts,
         )  # fmt: skip
+
+
+def _check(found: Mapping[tuple[str, float, int], Evaluation], trial: Trial) -> None:
+    """That there is something to compare with: the untrained policy, and the baseline at some beta."""
+    for name, betas in ((SFT, (0.0,)), (BASELINE, trial.betas)):
+        failed = [[found[name, b, s] for s in trial.seeds if found[name, b, s].status != "ok"] for b in betas]
+        if all(failed):
+            what = "The supervised policy" if name == SFT else f"{name}, the baseline,"
+            raise UserError(f"{what} has no measurement to compare with: {failed[0][0].reason}.")
+
+
+def _scored_by(task: Task, reward: Reward, config: Config) -> Task:
+    """The task with another reward for what chooses and what reports; its pairs keep their labels."""
+    return replace(
+        task,
+        reward={split: reward for split in task.reward},
+        facts={**task.facts, "reward": config.evaluation.reward},
+    )
 
 
 def tune(

@@ -264,6 +264,28 @@ def test_a_judge_that_there_is_not_is_told_before_anything_is_trained(judge, tmp
     assert not settings.run.path.exists()
 
 
+def test_a_reward_of_ones_own_scores_and_what_it_cannot_score_is_a_failure(tmp_path, monkeypatch):
+    text = """
+def score(prompts, completions):
+    return [float(len(prompt)) for prompt in prompts]
+
+def holes(prompts, completions):
+    return [float("nan")] + [0.5] * (len(prompts) - 1)
+"""
+    (tmp_path / "own_reward_of_the_test.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    few = ("evaluation.held_out_pairs=4", "search.betas=[0.1]", "evaluation.learning_rates=[]")
+    settings = config(tmp_path, *few, "evaluation.reward='own_reward_of_the_test:score'")
+    found = evaluate(settings, ["dpo"])
+    assert found.lines[0].reward.value == found.lines[1].reward.value > 2  # of the prompt alone
+    assert found.lines[1].gain.value == 0 and found.gains["dpo"] == 1.0
+    settings = config(tmp_path, *few, "run.name=holes", "evaluation.reward='own_reward_of_the_test:holes'")
+    with pytest.raises(UserError, match="no finite number for 1 of 12 completions"):
+        evaluate(settings, ["dpo"])
+    with pytest.raises(UserError, match="There is no Python module 'own_rewards_of_the_test'"):
+        evaluate(config(tmp_path, "evaluation.reward='own_rewards_of_the_test:score'"), ["dpo"])
+
+
 def test_distinct_counts_across_all_texts():
     assert distinct(["a b", "a b"], 1) == 0.5 and distinct(["a b", "a b"], 2) == 0.5
     assert distinct(["a b c", ""], 2) == 1.0
