@@ -90,7 +90,7 @@ def readme_commands() -> dict[str, str]:
 
 def test_the_readme_has_its_commands_each_on_one_line() -> None:
     commands = readme_commands()
-    assert list(commands) == ["run", "tests", "slow"]
+    assert list(commands) == ["run", "tests", "slow", "tpu"]
     for name in ("run", "tests"):
         assert commands[name].startswith("python3 -m venv .venv && .venv/bin/pip install -e ")
     assert commands["run"].endswith(".venv/bin/python -m discojax.launch")
