@@ -181,7 +181,7 @@ def _scored_by(task: Task, reward: Reward, config: Config) -> Task:
     """The task with another reward for what chooses and what reports; its pairs keep their labels."""
     return replace(
         task,
-        reward={split: reward for split in task.reward},
+        reward=dict.fromkeys(task.reward, reward),
         facts={**task.facts, "reward": config.evaluation.reward},
     )
 

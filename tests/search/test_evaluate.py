@@ -64,7 +64,8 @@ def tldr(tmp_path_factory):
     pytest.importorskip("tensorflow_datasets")
     settings = config(
         tmp_path_factory.mktemp("runs"), "task.prompt_tokens=40", "task.completion_tokens=22",
-        "policy.max_length=63", "policy.vocab_size=1500", "evaluation.held_out_pairs=4", "evaluation.learning_rates=[]", file="tldr",
+        "policy.max_length=63", "policy.vocab_size=1500", "evaluation.held_out_pairs=4",
+        "evaluation.learning_rates=[]", file="tldr",
     )  # fmt: skip
     return settings, evaluate(settings, ["slic"])
 

@@ -159,10 +159,11 @@ def test_the_human_summary_is_whole_and_the_proxy_knows_it_from_a_sample(task):
     assert all(text.strip().endswith(".") for text in references)
     prompts = task.decode(task.prompts["report"].rows())
     score = task.reward["report"]
-    assert score(prompts, references).mean() > score(prompts, ["the the the"] * len(prompts)).mean() + 0.1
+    assert score(prompts, references).mean() > 0.5
     assert np.isfinite(score(prompts, [""] * len(prompts))).all()  # an empty generation has a score
     accuracies = task.facts["proxy accuracy"]
     assert set(accuracies) == {"reward_label", "reward_search", "reward_report"}
+    assert min(accuracies.values()) > 0.7  # on posts that it was not trained on
     kind, other = catalogue.other_reward(task, "report")
     assert kind == "ROUGE-L"
     np.testing.assert_allclose(other(prompts, references), 1.0)
