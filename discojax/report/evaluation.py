@@ -34,7 +34,7 @@ def show(
     console = console or Console()
     console.print()
     console.print(_frontiers(evaluated, kl_budget, confidence))
-    console.print(_behaviour(evaluated, confidence))
+    console.print(_behaviour(evaluated))
     if evaluated.wins:
         console.print(_winners(evaluated, confidence))
     for sentence in findings(evaluated, confidence):
@@ -43,10 +43,12 @@ def show(
         console.print(f"{what}: {file}", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def _table(
+    title: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 1
+) -> Table:
     table = Table(
         title=title or None, caption=caption, caption_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0),
     )  # fmt: skip
     for i, heading in enumerate(headings):
         words = i == 0 or heading == "verdict"
@@ -105,7 +107,7 @@ def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> Tab
     return _table(f"{trial.task}, held out", caption, headings, rows)
 
 
-def _behaviour(evaluated: Evaluated, confidence: float) -> Table:
+def _behaviour(evaluated: Evaluated) -> Table:
     lines = _best(evaluated)
     rows = []
     for name in (SFT, *_ranked(evaluated)):
@@ -115,7 +117,7 @@ def _behaviour(evaluated: Evaluated, confidence: float) -> Table:
                 name,
                 f"{line.learning_rate:g}" if trained else "",
                 f"{line.beta:g}" if trained else "",
-                _plus_minus(line.reward, confidence),
+                _number(line.reward, "{:.3f}"),
                 _number(line.kl, "{:.1f}"),
                 _number(line.reverse_kl, "{:.2f}"),
                 _number(line.length, "{:.1f}"),
@@ -137,7 +139,7 @@ def _behaviour(evaluated: Evaluated, confidence: float) -> Table:
         headings.append("RG-L")
         caption += " RG-L: ROUGE-L F1 with the human's, a proxy of what is said."
         rows = [[*row, _number(lines[row[0]].rouge_l, "{:.3f}")] for row in rows]
-    return _table("", caption, headings, rows)
+    return _table("", caption, headings, rows, gap=0)
 
 
 def _winners(evaluated: Evaluated, confidence: float) -> Table:
@@ -167,7 +169,7 @@ def _winners(evaluated: Evaluated, confidence: float) -> Table:
         f"{total['unparseable']} could not be read and {total['unanswered']} never came; a post that lacks "
         "one for any order or seed is left out. Intervals are by post and seed, and posts are unique."
     )
-    headings = ["objective", "against", "win rate", "LC win rate", f"vs {BASELINE}", "posts"]
+    headings = ["objective", "against", "win rate", "LC", f"vs {BASELINE}", "posts"]
     return _table("win rates", caption, headings, rows)
 
 
@@ -229,7 +231,7 @@ def _share(rate: Estimate | None, confidence: float) -> str:
     if rate is None:
         return "no verdict"
     low, high = rate_interval(rate, confidence)
-    return f"{rate.value:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{rate.value:.3f} ± {max(high - rate.value, rate.value - low):.3f}"
 
 
 def _number(estimate: Estimate | None, form: str) -> str:
