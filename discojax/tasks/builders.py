@@ -24,7 +24,7 @@ try:
 except (ImportError, AttributeError) as error:  # without its protobuf it imports as an empty module
     raise UserError(
         "TensorFlow Datasets is needed for the packaged documents (TensorFlow is not): "
-        "run `pip install 'discojax[data]'`."
+        "run `pip install 'discojax[hub]'`."
     ) from error
 
 __all__ = ["Docstrings", "FilmReviews", "prepare"]
