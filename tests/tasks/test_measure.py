@@ -193,3 +193,24 @@ def test_what_is_archived_is_arrays_of_every_prompt(measured):
     arrays = measured[0].arrays()
     assert set(arrays) == {"reward", "kl", "reverse_kl", "length", "completion"}
     assert arrays["completion"].tolist() == measured[0].completions and arrays["completion"].dtype.kind == "U"
+
+
+def test_kl_excludes_prompt_tokens(measured, lanes, prompts, graph_and_reference):
+    """The DiscoPOP paper's released evaluation counted the prompt's tokens, which no policy chose."""
+    graph, reference = graph_and_reference
+    weights = jax.tree.map(lambda x: x[0], lanes)
+    result = measured[0]
+    decoded = [[int(token) for token in text.split()] for text in result.completions]
+    for row, (ids, length) in enumerate(zip(*prompts, strict=True)):
+        tokens = np.asarray([[*ids[:length].tolist(), *decoded[row]]], np.int32)
+
+        def logits(params, tokens=tokens):
+            policy = nnx.merge(graph, params)
+            return jax.nn.log_softmax(policy.hidden(tokens)[0] @ policy.head.T)
+
+        p, q = np.asarray(logits(weights), np.float64), np.asarray(logits(reference), np.float64)
+        by_position = (np.exp(p) * (p - q)).sum(-1)  # of the token after each position
+        of_completion = by_position[length - 1 : length - 1 + len(decoded[row])].sum()
+        np.testing.assert_allclose(result.kl[row], of_completion, rtol=2e-3)
+        if length > 1:
+            assert abs(by_position[:-1].sum() - of_completion) > 0.01 * of_completion
