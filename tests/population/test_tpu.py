@@ -108,7 +108,8 @@ def test_data_adds_the_gradient_and_the_log_probabilities_of_the_batch(compiled,
     reduced = sum(size for kind, _, size in over_data if kind == "all-reduce")
     others = sum(size for kind, _, size in over_data if kind != "all-reduce")
     gradient = compiled[name]["gradient"]
-    assert gradient <= reduced <= 1.1 * gradient
+    # Divided over `model` too, a few small matrices are added up before they are divided.
+    assert gradient <= reduced <= (1.01 if name == "lanes and data" else 1.2) * gradient
     assert 0 < others <= 2 * lanes * 2 * 16 * 4  # two log-probabilities a pair, sixteen pairs
 
 
