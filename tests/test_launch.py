@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from discojax import objectives
-from discojax.config import Config, dump, load
 from discojax.command_line import PROGRAM
+from discojax.config import Config, dump, load
 from discojax.launch import _COMMANDS, main
 from discojax.report import terminal
 

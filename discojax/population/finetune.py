@@ -37,7 +37,7 @@ class Step(NamedTuple):
     grad_norm: float
 
 
-class Stopped(KeyboardInterrupt):  # noqa: N818
+class Stopped(KeyboardInterrupt):
     """The user stopped a run whose state has been kept."""
 
 

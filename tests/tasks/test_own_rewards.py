@@ -13,7 +13,7 @@ from discojax.errors import UserError
 from discojax.policies.encoder import Encoder, EncoderConfig
 from discojax.tasks.own_rewards import entry_point, own_reward
 
-MODULE = '''
+MODULE = """
 def score(prompts, completions):
     return [len(prompt) + 10 * len(completion) for prompt, completion in zip(prompts, completions)]
 
@@ -27,7 +27,7 @@ def fails(prompts, completions):
     raise KeyError("weights")
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture
