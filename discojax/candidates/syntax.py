@@ -27,6 +27,7 @@ from discojax.candidates.vocabulary import (
 )
 from discojax.errors import nearest
 from discojax.objectives.types import ARGUMENTS
+from discojax.parsing import PARSING
 
 __all__ = ["Syntax", "check_syntax", "dotted"]
 
@@ -113,7 +114,8 @@ def _parse(text: str) -> ast.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in docstrings
             # CPython opens the file of this name to quote the line of an error: "" names none.
-            module = ast.parse(text, filename="")
+            with PARSING:
+                module = ast.parse(text, filename="")
     except SyntaxError as error:
         raise CandidateError("syntax", error.lineno or None, f"not valid Python: {_plain(error)}") from None
     except (RecursionError, MemoryError):

@@ -21,6 +21,7 @@ from typing import Any
 
 from discojax.errors import UserError, nearest
 from discojax.objectives.types import ARGUMENTS, Objective
+from discojax.parsing import PARSING
 
 __all__ = ["NOTATION", "canonical", "get", "names", "objective", "register"]
 
@@ -216,7 +217,8 @@ def _build(name: str, values: tuple[tuple[str, float], ...]) -> Objective:
 def _source(function: Callable[..., Any], settings: Mapping[str, float]) -> str:
     """The function's text as a candidate: no decorator, settings as assignments, docstring's first line."""
     text = textwrap.dedent(inspect.getsource(function))
-    (definition,) = ast.parse(text).body
+    with PARSING:
+        (definition,) = ast.parse(text).body
     assert isinstance(definition, ast.FunctionDef) and function.__doc__ is not None
     arguments = ", ".join(argument.arg for argument in definition.args.args)
     docstring_end = definition.body[0].end_lineno

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from discojax.parsing import PARSING
 from discojax.proposers.client import Finish
 
 __all__ = ["Draft", "Remedy", "Untidy", "identifier", "read", "schema", "without_thoughts"]
@@ -263,7 +264,8 @@ def _function(text: str, cut: bool = False) -> tuple[str, str]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # invalid escapes in docstrings
-                tree = ast.parse(block)
+                with PARSING:
+                    tree = ast.parse(block)
         except SyntaxError as error:
             flaw = flaw or f"line {error.lineno} of the function: {error.msg}"
             block, shorter = _shortened(block, error.lineno or 1)

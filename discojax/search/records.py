@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from discojax.parsing import PARSING
+
 __all__ = ["Attempt", "Evaluation", "EvaluationKey", "columns_of", "plain", "unpack"]
 
 
@@ -165,5 +167,5 @@ def unpack(blob: bytes | None) -> dict[str, np.ndarray]:
     """The arrays of a `per_prompt` blob, a compressed npz; none of none. Nothing in it is executed."""
     if blob is None:
         return {}
-    with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
+    with PARSING, np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
         return dict(arrays)
