@@ -1,14 +1,26 @@
 """Candidates are parsed and arrays are read in several threads at once."""
 
 import io
+import sys
 import threading
 
 import numpy as np
+import pytest
 
 from discojax import candidates, objectives
 from discojax.search.records import unpack
 
 
+@pytest.fixture
+def many_turns():
+    """Threads take turns so often that two are sure to meet inside the parser."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("many_turns")
 def test_parsing_in_several_threads_fails_in_none():
     buffer = io.BytesIO()
     np.savez_compressed(buffer, reward=np.zeros(3), kl=np.ones(3))
