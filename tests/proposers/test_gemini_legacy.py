@@ -18,10 +18,12 @@ PYTHON = os.environ.get("DISCOJAX_LEGACY_PYTHON", "")
 @pytest.mark.skipif(not PYTHON, reason="DISCOJAX_LEGACY_PYTHON names no Python")
 def test_the_old_sdk_in_its_own_environment(repository: Path) -> None:
     tests = [f"tests/proposers/test_{name}.py" for name in ("clients", "faults", "retry")]
-    command = [PYTHON, "-W", "error::FutureWarning", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    # The options of this project name plugins that an environment with the SDK alone need not have.
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
+    command = [PYTHON, "-W", "error::FutureWarning", "-m", "pytest", *options, *tests]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     run = subprocess.run(
         command, cwd=repository, capture_output=True, text=True, timeout=250, env=environment
     )
-    assert run.returncode == 0, run.stdout[-4000:]
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     assert "gemini-legacy" not in run.stdout or "google.generativeai is not installed" not in run.stdout
