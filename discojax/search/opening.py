@@ -68,8 +68,12 @@ def open_run(config: Config, resume: bool) -> Archive:
             "choose another with run.directory=FOLDER."
         ) from error
     # Where a run lies does not matter to what it finds, so a folder may be moved and resumed.
-    # Nor does its budget, which may be raised to go on.
-    identity = cache.content_hash({**asdict(config), "run": config.run.seed, "budget": None})
+    # Nor does its budget, which may be raised to go on, nor how a proposer is reached and how long it is
+    # waited for; a run that gave up may go on with another model, as every attempt says whose it is.
+    asked = {"history": config.proposer.history, "path": config.proposer.path}
+    identity = cache.content_hash(
+        {**asdict(config), "run": config.run.seed, "budget": None, "proposer": asked}
+    )
     archive = archives.open_archive(folder / "archive.sqlite", identity)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if resume:
