@@ -257,9 +257,9 @@ class Finetune:
 
     `policy` and `data` are a directory or file, or an id on the hub; of `split` at most `pairs` are read
     (0 is all), and the share `held_out` of their prompts is not trained on. A null `learning_rate` is
-    5e-7, as in the DiscoPOP paper, or 5e-6 for adapters. `steps` replaces `epochs`. A device takes
-    `micro_batch` pairs at a time; there are `data_devices` copies of the policy, each divided over
-    `model_devices` (0 is all that are left). What is saved is the whole policy, or adapters for PEFT.
+    5e-7, as in the DiscoPOP paper, or for adapters 5e-6, as TRL's DPO script has it. `steps` replaces
+    `epochs`. A device takes `micro_batch` pairs at a time; there are `data_devices` copies of the policy,
+    each divided over `model_devices` (0: all that are left). What is saved is the whole policy, or adapters.
     """
 
     policy: str = ""
