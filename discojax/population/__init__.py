@@ -1,9 +1,10 @@
 """The population: many policies in training side by side, as one compiled program.
 
 A lane is one policy with its objective, seed, beta, learning rate and budget. `make_programs`
-prepares the compiled functions once, `make_engine` gives them weights and data, `train` takes jobs
-as lanes come free and yields each as it ends. Objectives are data to the compiled step, so a new
-one compiles nothing; lanes are spread over the mesh's `lane` axis and never wait for one another.
+prepares the compiled functions once, `make_engine` gives them weights and data, a `Station` says how
+policies are measured there, and `train` takes jobs as lanes come free and yields each as it ends.
+Objectives are data to the compiled step, so a new one compiles nothing; lanes are spread over the
+mesh's `lane` axis and never wait for one another.
 
 Importing this package imports no JAX; the first use of a name does.
 """
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from discojax.population.engine import Engine, Programs, make_engine, make_programs
     from discojax.population.lanes import Job, LaneSettings, LaneState
     from discojax.population.mesh import make_mesh
+    from discojax.population.operations import Station, perform
     from discojax.population.optimizer import OptimizerConfig
     from discojax.population.order import batch_indices
     from discojax.population.step import StepConfig, StepMetrics
@@ -35,6 +37,7 @@ __all__ = [
     "OptimizerConfig",
     "Programs",
     "Progress",
+    "Station",
     "StepConfig",
     "StepMetrics",
     "Waiting",
@@ -44,6 +47,7 @@ __all__ = [
     "make_engine",
     "make_mesh",
     "make_programs",
+    "perform",
     "train",
 ]
 
@@ -53,6 +57,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "engine": ["Engine", "Programs", "make_engine", "make_programs"],
         "training": ["WAITING", "Finished", "LaneMetrics", "Progress", "Waiting", "train"],
         "lanes": ["Job", "LaneSettings", "LaneState"],
+        "operations": ["Station", "perform"],
         "optimizer": ["OptimizerConfig"],
         "step": ["StepConfig", "StepMetrics"],
         "order": ["batch_indices"],

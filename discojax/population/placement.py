@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-__all__ = ["RULES", "alike", "constrain", "lane_shardings", "parameter_spec", "shardings"]
+__all__ = ["RULES", "alike", "constrain", "fetch", "lane_shardings", "parameter_spec", "shardings"]
 
 RULES: tuple[tuple[str, Literal["whole", "last", "longest"]], ...] = (
     (r"lora", "whole"),  # adapters are small, and read by every row of the batch
@@ -71,6 +72,11 @@ def _place(mesh: Mesh, tree: Any, spec: Any) -> Any:
         return NamedSharding(mesh, spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """The tree with its device arrays as host arrays."""
+    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, tree)
 
 
 def constrain(tree: Any, mesh: Mesh) -> Any:

@@ -3,6 +3,7 @@
 Lanes work as slots do in continuous batching for inference. A lane that finishes (or diverges) is
 measured, freed and given the next job while the others go on; nothing is compiled again and no
 lane waits for another. Where the next job is not known yet, the lane stays free and the others go on.
+Decisions are made here; device work is asked for as `population.operations`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
 
-from discojax.population.engine import Engine
+from discojax.population import operations
 from discojax.population.lanes import Job, LaneSettings, idle_settings, stack_jobs
+from discojax.population.operations import Station, perform
 from discojax.population.step import StepMetrics
 
-__all__ = ["WAITING", "Finished", "LaneMetrics", "Measure", "Progress", "Waiting", "chunk_for", "train"]
+__all__ = ["WAITING", "Finished", "LaneMetrics", "Progress", "Waiting", "chunk_for", "train"]
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -52,7 +53,7 @@ class Finished(NamedTuple, Generic[Key]):
       key: the job's, as it was submitted.
       diverged: whether a loss or gradient was not finite; there is then no measurement.
       metrics: of its training.
-      measurement: what `measure` returned for this lane.
+      measurement: what the station's `judge` returned for this lane.
     """
 
     key: Key
@@ -79,11 +80,6 @@ class Progress(NamedTuple):
     waited: float
 
 
-Measure = Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], Sequence[Any]]
-"""Measures policies: given the weights of all lanes, which of them to measure, and every lane's seed,
-one result for each lane measured, in order."""
-
-
 def chunk_for(budgets: Sequence[int], most: int) -> int:
     """How many steps a call should take, at most `most`, for jobs of these many steps.
 
@@ -101,33 +97,31 @@ def chunk_for(budgets: Sequence[int], most: int) -> int:
 
 
 def train(
-    engine: Engine,
+    station: Station,
     jobs: Iterator[tuple[Key, Job] | Waiting],
-    measure: Measure,
     progress: Callable[[Progress], None] = lambda _: None,
     wait: Callable[[], None] | None = None,
 ) -> Iterator[Finished[Key]]:
     """Trains jobs as lanes come free, measures each at its end, and yields it.
 
     Args:
-      engine: see `make_engine`.
+      station: where they train, and what measures them.
       jobs: keys and jobs. It is asked for the next one whenever a lane is free, so it may decide
         late what that is. While it answers `WAITING`, free lanes stay free and the others go on; it
         is asked again after every call to the device.
-      measure: called with the weights of all lanes and which of them have just finished.
       progress: told after every call to the device.
       wait: called when no lane has a job and `jobs` is `WAITING`; returns when asking again is worth
         while. Without it `jobs` may not wait then.
     """
-    programs = engine.programs
-    state = programs.fresh(engine.params)
-    settings = idle_settings(programs.lanes)
-    owners: list[Key | None] = [None] * programs.lanes
-    totals = np.zeros((programs.lanes, len(StepMetrics._fields)))
+    lanes = station.engine.programs.lanes
+    state, _ = perform(station, None, operations.Begin())
+    settings = idle_settings(lanes)
+    owners: list[Key | None] = [None] * lanes
+    totals = np.zeros((lanes, len(StepMetrics._fields)))
     more, waited = True, 0.0
     while True:
-        started = np.zeros(programs.lanes, bool)
-        for lane in range(programs.lanes):
+        started = np.zeros(lanes, bool)
+        for lane in range(lanes):
             if owners[lane] is None and more:
                 following = next(jobs, None)
                 if following is None:
@@ -148,19 +142,22 @@ def train(
             waited += time.monotonic() - begun
             continue
         if started.any():
-            state = programs.reset(state, engine.params, started)
-        state, metrics = programs.advance(state, settings, engine.frozen, engine.data)
-        taken, step, diverged = (np.asarray(x) for x in (metrics.steps, state.step, state.diverged))
-        totals += np.stack([np.asarray(x, np.float64) for x in metrics], axis=1)
+            state, _ = perform(station, state, operations.Reset(started))
+        state, (sums, step, diverged) = perform(station, state, operations.Advance(settings))
+        totals += sums.T
 
         ended = busy & (step >= settings.steps)
-        useful, room = int(taken.sum()), int(programs.lanes * taken.max(initial=0))
+        taken = sums[StepMetrics._fields.index("steps")]
+        useful, room = int(taken.sum()), int(lanes * taken.max(initial=0))
         progress(Progress(useful, room, int(ended.sum()), int(busy.sum()), waited))
         waited = 0.0
         if not ended.any():
             continue
         chosen = ended & ~diverged
-        measured = iter(measure(state.params, chosen, settings.seed) if chosen.any() else [])
+        measured: Iterator[Any] = iter(())
+        if chosen.any():
+            state, observed = perform(station, state, operations.Observe(chosen, settings.seed))
+            measured = iter(station.judge(observed, chosen))
         for lane in np.flatnonzero(ended).tolist():
             owner = owners[lane]
             assert owner is not None

@@ -144,7 +144,7 @@ class Race:
             self.schedule.wait()
         if first is None:  # all of it was known
             return
-        engine, measure = self.laboratory.station(rung_trial(self.config, 0))
+        station = self.laboratory.station(rung_trial(self.config, 0))
         begun = time.monotonic()
 
         def progress(report: Progress) -> None:
@@ -154,7 +154,7 @@ class Race:
             log(self.laboratory, kind="progress", seconds=seconds, queued=queued, **report._asdict())
 
         jobs = itertools.chain([first], jobs)
-        for finished in train(engine, jobs, measure, progress, self.schedule.wait):
+        for finished in train(station, jobs, progress, self.schedule.wait):
             self.schedule.learn(finished.key, record(self.laboratory, finished))
         self.monitor.done()
 

@@ -18,16 +18,17 @@ import numpy as np
 from discojax.candidates import Program
 from discojax.errors import UserError
 from discojax.objectives import machine
-from discojax.population.engine import Engine, Programs, make_engine
+from discojax.population.engine import Programs, make_engine
 from discojax.population.lanes import Job
-from discojax.population.training import Finished, Measure, train
+from discojax.population.operations import Station
+from discojax.population.training import Finished, train
 from discojax.population.training import Progress as LaneProgress
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Evaluation, EvaluationKey
 from discojax.search.display import Display
 from discojax.search.records import plain
 from discojax.search.statistics import Samples
-from discojax.tasks.measure import Margins, Measurement, Sampler, make_measure
+from discojax.tasks.measure import Margins, Measurement, Sampler, make_judge, make_observe
 from discojax.tasks.types import Prompts, Task
 
 __all__ = [
@@ -99,7 +100,7 @@ class Laboratory:
     metrics: Path
     margins: Margins | None = None
 
-    def station(self, trial: Trial) -> tuple[Engine, Measure]:
+    def station(self, trial: Trial) -> Station:
         """Where the lanes of a trial are trained, and what measures them.
 
         Raises:
@@ -114,11 +115,11 @@ class Laboratory:
             )
         prompts = Prompts(*(array[: trial.prompts] for array in prompts))
         engine = make_engine(self.programs, task.params, task.pairs)
-        gauge = make_measure(
-            self.sampler, prompts, engine.params, decode=task.decode, reward=task.reward[trial.split],
-            margins=self.margins, held_out=task.held_out,
-        )  # fmt: skip
-        return engine, gauge
+        observe = make_observe(
+            self.sampler, prompts, engine.params, margins=self.margins, held_out=task.held_out
+        )
+        judge = make_judge(prompts, decode=task.decode, reward=task.reward[trial.split])
+        return Station(engine, observe, judge)
 
 
 class Measured(NamedTuple):
@@ -151,7 +152,7 @@ def measure(
     found = {key: evaluation for key in jobs if (evaluation := known(laboratory, key)) is not None}
     missing = {key: job for key, job in jobs.items() if key not in found}
     if missing:
-        engine, gauge = laboratory.station(trial)
+        station = laboratory.station(trial)
         bar = display.bar(title, sum(max(job.steps, 1) for job in missing.values()))
         started = time.monotonic()
 
@@ -160,7 +161,7 @@ def measure(
             seconds = time.monotonic() - started
             log(laboratory, kind="progress", rung=trial.rung, seconds=seconds, **report._asdict())
 
-        for finished in train(engine, iter(missing.items()), gauge, progress):
+        for finished in train(station, iter(missing.items()), progress):
             evaluation = record(laboratory, finished)
             found[evaluation.key] = evaluation
         bar.update(bar.total)

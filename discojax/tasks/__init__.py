@@ -3,7 +3,7 @@
 `build` makes the packaged ones, in which a policy learns to continue film reviews so that they come
 out positive: `rotten_tomatoes`, where the search runs, and `imdb`, which stays held out. Prompts to
 search, select and report on are disjoint, and the rewards that label, score the search and report
-are trained on disjoint texts. `make_sampler` and `make_measure` say how a trained policy does.
+are trained on disjoint texts. `make_observe` and `make_judge` say how a trained policy does.
 
 Importing this package imports no JAX; the first use of a name does.
 """
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from discojax.tasks.measure import (
         Margins,
         Measurement,
+        Observed,
         Sampler,
+        make_judge,
         make_margins,
-        make_measure,
+        make_observe,
         make_sampler,
     )
     from discojax.tasks.reviews import SPLITS, build
@@ -32,6 +34,7 @@ __all__ = [
     "SPLITS",
     "Margins",
     "Measurement",
+    "Observed",
     "Prompts",
     "Reward",
     "RewardModel",
@@ -41,8 +44,9 @@ __all__ = [
     "TaskConfig",
     "assert_disjoint",
     "build",
+    "make_judge",
     "make_margins",
-    "make_measure",
+    "make_observe",
     "make_sampler",
     "sample_pairs",
 ]
@@ -52,7 +56,16 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "types": ["Prompts", "Reward", "SamplingConfig", "Task", "TaskConfig", "assert_disjoint"],
         "reviews": ["SPLITS", "build"],
-        "measure": ["Margins", "Measurement", "Sampler", "make_margins", "make_measure", "make_sampler"],
+        "measure": [
+            "Margins",
+            "Measurement",
+            "Observed",
+            "Sampler",
+            "make_judge",
+            "make_margins",
+            "make_observe",
+            "make_sampler",
+        ],
         "rewards": ["RewardModel"],
         "sampled_pairs": ["sample_pairs"],
     },

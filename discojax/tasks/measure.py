@@ -19,7 +19,16 @@ from discojax.population.mesh import manual_axes
 from discojax.population.step import cast
 from discojax.tasks.types import Prompts, Reward, SamplingConfig, read
 
-__all__ = ["Margins", "Measurement", "Sampler", "make_margins", "make_measure", "make_sampler"]
+__all__ = [
+    "Margins",
+    "Measurement",
+    "Observed",
+    "Sampler",
+    "make_judge",
+    "make_margins",
+    "make_observe",
+    "make_sampler",
+]
 
 
 class Measurement(NamedTuple):
@@ -178,25 +187,29 @@ def make_margins(
     return jax.jit(body, out_shardings=jax.NamedSharding(mesh, axis))
 
 
-def make_measure(
+class Observed(NamedTuple):
+    """What a device tells of all lanes, before anyone reads it."""
+
+    samples: Samples
+    divergence: Divergence
+    margin: Float[Any, "lanes pairs"] | None
+
+
+def make_observe(
     sampler: Sampler,
     prompts: Prompts,
     reference: Any,
     *,
-    decode: Callable[[Sequence[Sequence[int]]], list[str]],
-    reward: Reward,
     frozen: Any = None,
     margins: Margins | None = None,
     held_out: Pairs | None = None,
-) -> Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], list[Measurement]]:
-    """Builds the measure that `population.training.train` calls.
+) -> Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], Observed]:
+    """Builds the device's part of measuring: `observe` of a `population.operations.Station`.
 
     Args:
       sampler: see `make_sampler`.
       prompts: what to complete.
       reference: SFT weights, those that train, from which KL is measured.
-      decode: token ids to texts, special tokens left out.
-      reward: of prompts and completions.
       frozen: the weights that all lanes share, in the dtype that policies compute in; None where
         all train.
       margins: see `make_margins`; without it, or without pairs, no margin is measured.
@@ -204,13 +217,30 @@ def make_measure(
     """
     frozen = nnx.State({}) if frozen is None else frozen
 
-    def measure(params: Any, chosen: Any, seeds: Any) -> list[Measurement]:
-        samples, divergence = jax.tree.map(
-            np.asarray, sampler(params, frozen, np.asarray(chosen), np.asarray(seeds), prompts, reference)
-        )
+    def observe(params: Any, chosen: Any, seeds: Any) -> Observed:
+        chosen, seeds = np.asarray(chosen), np.asarray(seeds)
+        samples, divergence = sampler(params, frozen, chosen, seeds, prompts, reference)
         margin = None
         if margins is not None and held_out is not None:
-            margin = np.asarray(margins(params, frozen, np.asarray(chosen), held_out))
+            margin = margins(params, frozen, chosen, held_out)
+        return Observed(samples, divergence, margin)
+
+    return observe
+
+
+def make_judge(
+    prompts: Prompts, *, decode: Callable[[Sequence[Sequence[int]]], list[str]], reward: Reward
+) -> Callable[[Observed, Bool[np.ndarray, " lanes"]], list[Measurement]]:
+    """Builds the host's part of measuring: `judge` of a `population.operations.Station`.
+
+    Args:
+      prompts: those that `observe` completed.
+      decode: token ids to texts, special tokens left out.
+      reward: of prompts and completions.
+    """
+
+    def judge(observed: Observed, chosen: Bool[np.ndarray, " lanes"]) -> list[Measurement]:
+        samples, divergence, margin = jax.tree.map(np.asarray, observed)
         results = []
         for lane in np.flatnonzero(chosen):
             ids, lengths = samples.ids[lane], samples.completion_lengths[lane]
@@ -227,4 +257,4 @@ def make_measure(
             )
         return results
 
-    return measure
+    return judge

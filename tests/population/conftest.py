@@ -13,7 +13,7 @@ from discojax import candidates, objectives
 from discojax.data.pairs import Pairs
 from discojax.data.reference import with_reference
 from discojax.policies.decoder import Decoder, DecoderConfig
-from discojax.population import Job, OptimizerConfig, StepConfig, make_engine, make_programs, train
+from discojax.population import Job, OptimizerConfig, Station, StepConfig, make_engine, make_programs, train
 
 TOKENS = 6
 OPTIMIZER = OptimizerConfig(weight_decay=0.1, warmup=0.3, clip_norm=0.5)
@@ -110,7 +110,7 @@ def job(code_of):
 
 
 def weights_of(params, chosen, seeds):
-    """A `Measure`: the weights themselves."""
+    """The `observe` of a station: the weights themselves."""
     del seeds
     return [jax.tree.map(lambda x, lane=lane: np.array(x[lane]), params) for lane in np.flatnonzero(chosen)]
 
@@ -119,9 +119,9 @@ def weights_of(params, chosen, seeds):
 def run(setting, programs_of):
     """Trains jobs and gives what became of each, by its place in the list."""
 
-    def run(jobs, programs=None, progress=lambda _: None, measure=weights_of, pairs=setting.pairs):
+    def run(jobs, programs=None, progress=lambda _: None, observe=weights_of, pairs=setting.pairs):
         engine = make_engine(programs or programs_of(), setting.params, pairs)
-        finished = list(train(engine, iter(enumerate(jobs)), measure, progress))
+        finished = list(train(Station(engine, observe), iter(enumerate(jobs)), progress))
         assert sorted(done.key for done in finished) == list(range(len(jobs)))
         return [done for _, done in sorted((done.key, done) for done in finished)]
 

@@ -6,7 +6,7 @@ import pytest
 
 from discojax import candidates, objectives
 from discojax.errors import UserError
-from discojax.population import make_engine, train
+from discojax.population import Station, make_engine, train
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,8 @@ def test_jobs_may_be_decided_late(setting, programs_of, job):
             yield number, job(seed=number, steps=3 if number else 6)
 
     engine = make_engine(programs_of(), setting.params, setting.pairs)
-    for done in train(engine, jobs(), lambda params, chosen, seeds: [None] * int(chosen.sum())):
+    station = Station(engine, lambda params, chosen, seeds: [None] * int(chosen.sum()))
+    for done in train(station, jobs()):
         finished.append(done.key)
     assert [known_at[number] for number in range(7)] == [0, 0, 0, 0, 3, 3, 3]
     assert finished == [1, 2, 3, 0, 4, 5, 6]
@@ -160,7 +161,7 @@ def test_only_those_that_have_ended_are_measured(run, job):
         return [f"lane {lane}" for lane in np.flatnonzero(chosen)]
 
     jobs = [job(seed=10, steps=6), job(seed=11, steps=2), job("overflowing", seed=12), job(seed=13, steps=3)]
-    done = run(jobs, measure=measure)
+    done = run(jobs, observe=measure)
     assert calls == [([False, True, False, True], [11, 13]), ([True, False, False, False], [10])]
     assert [each.measurement for each in done] == ["lane 0", "lane 1", None, "lane 3"]
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discojax.population import WAITING, make_engine, train
+from discojax.population import WAITING, Station, make_engine, train
 from discojax.population.training import chunk_for
-
-
-@pytest.fixture(scope="module")
-def engine(setting, programs_of):
-    return make_engine(programs_of(), setting.params, setting.pairs)
 
 
 def nothing(params, chosen, seeds):
     return [None] * int(chosen.sum())
 
 
-def test_free_lanes_wait_while_the_others_go_on(engine, job):
+@pytest.fixture(scope="module")
+def station(setting, programs_of):
+    return Station(make_engine(programs_of(), setting.params, setting.pairs), nothing)
+
+
+def test_free_lanes_wait_while_the_others_go_on(station, job):
     """One long job trains; the next comes only after two calls in which nothing was ready."""
     asked: list[int] = []
     told = []
@@ -33,14 +35,14 @@ def test_free_lanes_wait_while_the_others_go_on(engine, job):
         asked.append(len(told))
         yield "late", job(steps=3)
 
-    done = list(train(engine, jobs(), nothing, told.append))
+    done = list(train(station, jobs(), told.append))
     assert [each.key for each in done] == ["long", "late"]
     assert asked == [0, 1, 2]  # once a call, before it
     assert [each.busy for each in told] == [1, 1, 2]
     assert [(each.useful, each.room) for each in told] == [(3, 12), (3, 12), (6, 12)]
 
 
-def test_when_every_lane_is_free_it_blocks_instead_of_asking_on(engine, job):
+def test_when_every_lane_is_free_it_blocks_instead_of_asking_on(station, job):
     ready: list[tuple[str, object]] = []
     asked, waits, told = [], [], []
 
@@ -56,19 +58,19 @@ def test_when_every_lane_is_free_it_blocks_instead_of_asking_on(engine, job):
         if len(waits) % 2 == 0:  # every other time it was woken for nothing
             ready.append((f"job {len(waits)}", job(steps=3)))
 
-    done = list(train(engine, jobs(), nothing, told.append, wait))
+    done = list(train(station, jobs(), told.append, wait))
     assert [each.key for each in done] == ["job 2", "job 4", "job 6"]
     # Asked once after every wait, and once beside and after each job: never in a loop.
     assert asked == [0, 1, 2, 2, 3, 4, 4, 5] and len(told) == 3
     assert all(each.waited > 0 for each in told)
 
 
-def test_waiting_for_ever_is_an_error(engine):
+def test_waiting_for_ever_is_an_error(station):
     with pytest.raises(RuntimeError, match="wait"):
-        list(train(engine, iter([WAITING]), nothing))
+        list(train(station, iter([WAITING])))
 
 
-def test_a_late_job_is_the_run_it_would_be_alone(engine, job, run, same):
+def test_a_late_job_is_the_run_it_would_be_alone(station, job, run, same):
     def jobs():
         yield 0, job("ipo", steps=8)
         yield WAITING
@@ -79,7 +81,7 @@ def test_a_late_job_is_the_run_it_would_be_alone(engine, job, run, same):
 
         return [jax.tree.map(lambda x, i=i: np.array(x[i]), params) for i in np.flatnonzero(chosen)]
 
-    late = {each.key: each for each in train(engine, jobs(), weights)}
+    late = {each.key: each for each in train(replace(station, observe=weights), jobs())}
     alone = run([job("slic", seed=3, steps=5)])[0]
     assert same(late[1].measurement, alone.measurement) and late[1].metrics == alone.metrics
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from discojax import candidates, objectives
 from discojax.config import Config
 from discojax.population.lanes import LaneSettings, LaneState
+from discojax.population.operations import Station
 from discojax.population.step import StepMetrics
 from discojax.population.training import Progress
 from discojax.proposers.types import Proposal, Scored
@@ -95,10 +96,9 @@ class Toy(Laboratory):
     clock: Clock = field(default_factory=Clock)
     seconds: float = 1.0
 
-    def station(self, trial: Trial) -> tuple[Any, Any]:
-        return types.SimpleNamespace(programs=self.programs, params=None, frozen=None, data=None), _measure(
-            trial.prompts
-        )
+    def station(self, trial: Trial) -> Station:
+        engine = types.SimpleNamespace(programs=self.programs, params=None, frozen=None, data=None)
+        return Station(engine, _measure(trial.prompts))  # type: ignore[arg-type]
 
 
 def laboratory(archive: Archive, folder: Path, *, lanes: int, chunk: int, seconds: float = 1.0) -> Toy:

@@ -8,7 +8,7 @@ from discojax.policies.decoder import Decoder, DecoderConfig
 from discojax.policies.divergence import completion_divergence
 from discojax.policies.logprobs import completion_logps
 from discojax.policies.sampling import sample
-from discojax.tasks.measure import make_margins, make_measure, make_sampler
+from discojax.tasks.measure import make_judge, make_margins, make_observe, make_sampler
 from discojax.tasks.types import Prompts, SamplingConfig
 
 SAMPLING = SamplingConfig(tokens=6, eos_id=2)
@@ -59,10 +59,14 @@ def reward(prompts, completions):
 
 @pytest.fixture(scope="module")
 def measure(samplers, prompts, graph_and_reference):
+    host = {"decode": decode, "reward": reward}
+
     def build(kind="map", **settings):
         _, reference = graph_and_reference
-        settings = {"decode": decode, "reward": reward} | settings
-        return make_measure(samplers[kind], prompts, reference, **settings)
+        of_host = {name: settings.pop(name, given) for name, given in host.items()}
+        observe = make_observe(samplers[kind], prompts, reference, **settings)
+        judge = make_judge(prompts, **of_host)
+        return lambda params, chosen, seeds: judge(observe(params, chosen, seeds), chosen)
 
     return build
 
