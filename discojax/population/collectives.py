@@ -12,17 +12,20 @@ __all__ = ["Collective", "collectives"]
 
 
 class Collective(NamedTuple):
-    """One communication of a program; inside a loop it is met again at every turn.
+    """One communication of a program.
 
     Attributes:
       kind: `all-reduce`, `all-gather`, `reduce-scatter`, `all-to-all`, `collective-permute`, ...
       axes: the mesh axes along which the devices that take part differ.
       bytes: of its result on one device.
+      times: it is met in one run of the program: the turns of the loops it is in, where the text says
+        them (a counter compared with a constant); a loop that does not counts once.
     """
 
     kind: str
     axes: frozenset[str]
     bytes: int
+    times: int = 1
 
 
 _KINDS = (
@@ -38,6 +41,10 @@ _NAMED = re.compile(
     r" \{(?P<along>[^}]*)\}"
 )
 _IOTA = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
+_CALLED = re.compile(r"\b(?:body|to_apply|calls|\w+_computations?)=(\{[^}]*\}|%?[\w.-]+)")
+_LOOP = re.compile(r" while\(.*\bcondition=%?(?P<condition>[\w.-]+), body=%?(?P<body>[\w.-]+)")
+_CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 
 
 def collectives(text: str, mesh: Mesh) -> list[Collective]:
@@ -48,15 +55,57 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
       mesh: whose devices, in its order, the program runs on.
     """
     found = []
-    for line in text.splitlines():
+    computations = _computations(text)
+    times = _times(computations)
+    for name, line in ((name, line) for name, lines in computations.items() for line in lines):
         match = _LINE.search(line)
         if match is None:
             continue
         sizes = [_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(match["result"])]
         both = match["start"] and match["kind"] in ("all-gather", "collective-permute")
         size = max(sizes, default=0) if both else sum(sizes)  # a start carries its operand as well
-        found.append(Collective(match["kind"], _axes(match["rest"], mesh), size))
+        found.append(Collective(match["kind"], _axes(match["rest"], mesh), size, max(times.get(name, 1), 1)))
     return found
+
+
+_ENTRY = ""
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation by its name; those of the entry, and lines in none, under `_ENTRY`."""
+    found: dict[str, list[str]] = {_ENTRY: []}
+    name = _ENTRY
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = _ENTRY if match["entry"] else match["name"]
+        elif line.startswith("}"):
+            name = _ENTRY
+        found.setdefault(name, []).append(line)
+    return found
+
+
+def _times(computations: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation is run in one run of the entry; one that nothing calls is missing."""
+    times: dict[str, int] = {}
+
+    def visit(name: str, count: int) -> None:
+        times[name] = times.get(name, 0) + count
+        for line in computations.get(name, ()):
+            loop = _LOOP.search(line)
+            turns = _turns(computations.get(loop["condition"], [])) if loop else 1
+            for called in _CALLED.findall(line):
+                for callee in re.findall(r"[\w.-]+", called):
+                    visit(callee, count * turns)
+
+    visit(_ENTRY, 1)
+    return times
+
+
+def _turns(condition: list[str]) -> int:
+    """Of a loop that counts from 0 up to the one constant of its condition; 1 where it is another."""
+    constants = {int(x) for line in condition for x in _CONSTANT.findall(line)}
+    counts = any("direction=LT" in line for line in condition)
+    return constants.pop() if counts and len(constants) == 1 else 1
 
 
 def _bytes(dtype: str, dims: str) -> int:

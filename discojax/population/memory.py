@@ -7,7 +7,7 @@ temporaries. Training then finds it compiled, so the answer costs nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,37 @@ from discojax.population.lanes import idle_settings
 if TYPE_CHECKING:
     from discojax.population.engine import Programs
 
-__all__ = ["abstract_arguments", "available_memory", "check_memory", "needed_memory"]
+__all__ = [
+    "Usage",
+    "abstract_arguments",
+    "available_memory",
+    "check_memory",
+    "compile_step",
+    "fitting_lanes",
+    "needed_memory",
+    "written",
+]
+
+
+class Usage(NamedTuple):
+    """Bytes that a compiled step takes on each device.
+
+    Attributes:
+      arguments: the state, the frozen weights, the data, and the settings.
+      temporaries: what it works with: gradients, activations.
+      results: what does not take an argument's place.
+      program: its instructions.
+    """
+
+    arguments: int
+    temporaries: int
+    results: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
 
 
 def abstract_arguments(programs: Programs, data: Pairs) -> tuple[Any, Any, Any, Any]:
@@ -38,19 +68,34 @@ def abstract_arguments(programs: Programs, data: Pairs) -> tuple[Any, Any, Any, 
     return state, settings, programs.frozen, jax.tree.map(lambda x: shape(x, everywhere), data)
 
 
-def needed_memory(programs: Programs, data: Pairs) -> int:
-    """Bytes the step takes on each device, arguments, results and temporaries together.
+def compile_step(programs: Programs, data: Pairs) -> tuple[Any, Usage] | None:
+    """The compiled step and what it takes; None where it is so large that the compiler refuses it.
+
+    Nothing is compiled twice. `data` may be shapes.
+    """
+    lowered = programs.advance.lower(*abstract_arguments(programs, data))  # type: ignore[attr-defined]
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    stats = compiled.memory_analysis()
+    return compiled, Usage(
+        int(stats.argument_size_in_bytes),
+        int(stats.temp_size_in_bytes),
+        int(stats.output_size_in_bytes - stats.alias_size_in_bytes),
+        int(stats.generated_code_size_in_bytes),
+    )
+
+
+def needed_memory(programs: Programs, data: Pairs) -> int | None:
+    """Bytes the step takes on each device; None where the compiler refuses it.
 
     Compiles it if it is not compiled.
     """
-    compiled = programs.advance.lower(*abstract_arguments(programs, data)).compile()  # type: ignore[attr-defined]
-    stats = compiled.memory_analysis()
-    return int(
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        + stats.temp_size_in_bytes
-        - stats.alias_size_in_bytes
-    )
+    found = compile_step(programs, data)
+    return None if found is None else found[1].total
 
 
 def available_memory(mesh: Mesh) -> int | None:
@@ -104,11 +149,11 @@ def check_memory(programs: Programs, data: Pairs, limit: int | None = None) -> N
         limit = available_memory(programs.mesh)
     if limit is None:
         return
-    needed = _needed_or_none(programs, data)
+    needed = needed_memory(programs, data)
     if needed is not None and needed <= limit:
         return
-    fitting = _fitting(programs, data, limit, needed)
-    much = "more memory than there is" if needed is None else _size(needed)
+    fitting = fitting_lanes(programs, data, limit, needed)
+    much = "more memory than there is" if needed is None else written(needed)
     advice = (
         f"{fitting} would fit: set population.lanes={fitting}."
         if fitting
@@ -117,27 +162,26 @@ def check_memory(programs: Programs, data: Pairs, limit: int | None = None) -> N
     )
     raise UserError(
         f"{programs.lanes} lanes on {programs.mesh.size} device(s) need {much} on each, "
-        f"which has {_size(limit)}. {advice}"
+        f"which has {written(limit)}. {advice}"
     )
 
 
-def _needed_or_none(programs: Programs, data: Pairs) -> int | None:
-    """None for a program so large that the compiler of an accelerator refuses it."""
-    try:
-        return needed_memory(programs, data)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return None
+def fitting_lanes(programs: Programs, data: Pairs, limit: int, needed: int | None) -> int:
+    """The most lanes that should fit, 0 for none: where memory grows with lanes as it did up to here.
 
+    One lane a device is compiled without loops, so a line is laid through two and more.
 
-def _fitting(programs: Programs, data: Pairs, limit: int, needed: int | None) -> int:
-    """The most lanes that fit. One lane is compiled without loops, so a line is laid through two and more."""
+    Args:
+      programs: for any number of lanes.
+      data: the pairs, or their shapes.
+      limit: bytes there are on each device.
+      needed: what `programs` need; None where the compiler refuses them.
+    """
     shards = programs.mesh.shape["lane"]
     most = programs.lanes // shards
 
     def of(lanes: int) -> int | None:
-        return _needed_or_none(programs.of_lanes(lanes * shards), data)
+        return needed_memory(programs.of_lanes(lanes * shards), data)
 
     two = of(2) if most > 2 else None
     if two is None or two > limit:
@@ -151,5 +195,6 @@ def _fitting(programs: Programs, data: Pairs, limit: int, needed: int | None) ->
     return shards * (2 + int((limit - two) / slope))
 
 
-def _size(number: int) -> str:
+def written(number: int) -> str:
+    """A number of bytes as people read it."""
     return f"{number / 2**30:.2f} GiB" if number >= 2**28 else f"{number / 2**20:.1f} MiB"

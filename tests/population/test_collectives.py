@@ -73,3 +73,38 @@ def test_what_waits_for_a_collective_or_only_names_one_is_none(mesh):
       %f = f32[4]{0} fusion(%all-reduce.6), kind=kLoop, calls=%fused
     """
     assert collectives(text, mesh) == []
+
+
+LOOPS = """HloModule jit_step
+
+%cond.1 (p.1: (s32[], f32[4])) -> pred[] {
+  %p.1 = (s32[], f32[4]{0}) parameter(0)
+  %constant.3 = s32[]{:T(128)} constant(12)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  ROOT %compare.2 = pred[]{:T(512)} compare(%i.1, %constant.3), direction=LT
+}
+
+%until_done (p.2: (s32[], f32[4])) -> pred[] {
+  %p.2 = (s32[], f32[4]{0}) parameter(0)
+  ROOT %done = pred[] get-tuple-element(%p.2), index=1
+}
+
+%layer (p.3: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %inner = (s32[], f32[4]{0}) while(%p.3), condition=%until_done, body=%search
+  %gather = f32[4]{0} all-gather(%w), replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}
+}
+
+%search (p.4: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %sum = f32[] all-reduce(%x), replica_groups={{0,2},{1,3},{4,6},{5,7}}, to_apply=%add
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %loop = (s32[], f32[4]{0}) while(%start), condition=%cond.1, body=%layer
+  %once = f32[2]{0} all-reduce(%y), replica_groups={{0,2},{1,3},{4,6},{5,7}}, to_apply=%add
+}
+"""
+
+
+def test_what_is_in_a_loop_is_met_at_every_turn_that_the_text_tells_of(mesh):
+    found = {(each.kind, each.bytes): each.times for each in collectives(LOOPS, mesh)}
+    assert found == {("all-gather", 16): 12, ("all-reduce", 4): 12, ("all-reduce", 8): 1}
