@@ -187,9 +187,10 @@ class Proposer:
     path: str = ""
 
     def __post_init__(self) -> None:
-        if len(self.price) not in (0, 2):
+        if len(self.price) not in (0, 2, 3):
             raise UserError(
-                "proposer.price takes two numbers, dollars for a million tokens in and out, such as [0.5, 3]."
+                "proposer.price takes dollars for a million tokens in and out, such as [0.5, 3], and as a third "
+                "number, if it is less, for tokens in that the server had kept from an earlier request."
             )
 
 

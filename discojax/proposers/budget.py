@@ -56,14 +56,25 @@ class Spent:
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars for a million tokens; thinking is paid for as output."""
+    """Dollars for a million tokens; thinking is paid for as output.
+
+    `tokens_cached` is for input that the server has kept from an earlier request; where it is not known,
+    such tokens are counted in full, and the cost is an upper bound.
+    """
 
     tokens_in: float
     tokens_out: float
+    tokens_cached: float | None = None
 
-    def cost(self, tokens_in: int, tokens_out: int) -> float:
-        """Dollars."""
-        return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
+    def cost(self, tokens_in: int, tokens_out: int, tokens_cached: int = 0) -> float:
+        """Dollars; `tokens_cached` is a part of `tokens_in`.
+
+        >>> Price(2.0, 12.0, 0.2).cost(1_000_000, 0, 500_000), Price(2.0, 12.0).cost(1_000_000, 0, 500_000)
+        (1.1, 2.0)
+        """
+        kept = self.tokens_in if self.tokens_cached is None else self.tokens_cached
+        new = tokens_in - tokens_cached
+        return (new * self.tokens_in + tokens_cached * kept + tokens_out * self.tokens_out) / 1e6
 
 
 def used_up(budget: Budget, spent: Spent) -> str:
@@ -115,14 +126,14 @@ def prices() -> Mapping[str, Price]:
     """The prices of `prices.yaml` by pattern of model name, in its order."""
     text = importlib.resources.files("discojax.proposers").joinpath("prices.yaml").read_text("utf-8")
     table = yaml.safe_load(text)["models"]
-    return {pattern: Price(float(entry["in"]), float(entry["out"])) for pattern, entry in table.items()}
+    return {name: Price(entry["in"], entry["out"], entry.get("cached")) for name, entry in table.items()}
 
 
 def price_of(*names: str) -> Price | None:
     """What a model costs, by the first of its names that is known; None if none is.
 
-    >>> price_of("models/gemini-3.5-flash-002")
-    Price(tokens_in=1.5, tokens_out=9.0)
+    >>> price_of("models/gemini-3.5-flash-002").tokens_out
+    9.0
     """
     for name in names:
         bare = name.rpartition("/")[2].lower()  # as in `models/gemini-...` and `google/gemini-...`

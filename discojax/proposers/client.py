@@ -25,7 +25,8 @@ accord; for a reason not known here."""
 Kind = Literal["transient", "rate_limited", "refused", "quota", "fatal", "stopped"]
 """What a failure means: the same request may succeed later (`transient`), or after a pause
 (`rate_limited`); it never will, though another might (`refused`); none will today (`quota`), or ever
-(`fatal`: key, model or address is wrong); so many failed in a row that no more is sent (`stopped`)."""
+(`fatal`: key, model or address is wrong); no more is sent, because so many failed in a row or because
+the run is to end (`stopped`)."""
 
 
 class Turn(NamedTuple):
@@ -71,6 +72,7 @@ class Reply:
       tokens_in: tokens of the prompt.
       tokens_out: tokens generated, thinking included: what is paid for.
       tokens_thinking: the part of `tokens_out` spent on thinking.
+      tokens_cached: the part of `tokens_in` that the server had kept from an earlier request.
       estimated: whether the server reported no usage, and the numbers are guesses on the high side.
       raw: the server's own JSON; a list of them where several requests were needed.
       detail: what the server said of an answer it withheld, for a reason; "" if nothing.
@@ -82,6 +84,7 @@ class Reply:
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_thinking: int = 0
+    tokens_cached: int = 0
     estimated: bool = False
     raw: str = "{}"
     detail: str = ""

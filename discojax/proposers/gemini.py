@@ -12,7 +12,7 @@ from discojax.errors import UserError
 from discojax.proposers import faults
 from discojax.proposers.client import ClientError, Finish, Reply, Request
 from discojax.proposers.dialect import Feature
-from discojax.proposers.sdk import SdkClient, as_number, count_tokens, load, raw_of, together
+from discojax.proposers.sdk import Answer, SdkClient, as_number, load, make_reply, together
 
 __all__ = ["FEATURES", "KEY_NAMES", "Gemini", "openapi", "read_reply"]
 
@@ -205,7 +205,6 @@ def read_reply(payload: Mapping[str, Any], request: Request) -> Reply:
     if not read:
         blocked_as = f"the prompt was blocked: {blocked}" if blocked else "no candidate came"
         read = [("", "safety" if blocked else "empty", blocked_as)]
-    texts, finishes = tuple(text for text, _, _ in read), tuple(finish for _, finish, _ in read)
     usage = payload.get("usageMetadata")
     counts = usage if isinstance(usage, Mapping) else {}
     prompt = as_number(counts.get("promptTokenCount"))
@@ -213,23 +212,19 @@ def read_reply(payload: Mapping[str, Any], request: Request) -> Reply:
     # The old SDK drops the thoughts' count; the total has them.
     thoughts = as_number(counts.get("totalTokenCount")) - prompt - written
     thoughts = max(thoughts, as_number(counts.get("thoughtsTokenCount")))
-    estimated = prompt == 0
-    if estimated:
-        prompt, written = count_tokens(request, texts, finishes)
-    return Reply(
-        texts=texts,
-        finishes=finishes,
-        model_version=str(payload.get("modelVersion") or ""),
+    return make_reply(
+        payload,
+        request,
+        read,
+        model_version=payload.get("modelVersion"),
         tokens_in=prompt,
         tokens_out=written + thoughts,
         tokens_thinking=thoughts,
-        estimated=estimated,
-        raw=raw_of(payload),
-        detail="; ".join(sorted({detail for _, _, detail in read if detail})),
+        tokens_cached=as_number(counts.get("cachedContentTokenCount")),
     )
 
 
-def _candidate(candidate: Mapping[str, Any]) -> tuple[str, Finish, str]:
+def _candidate(candidate: Mapping[str, Any]) -> Answer:
     content = candidate.get("content")
     parts = _list(content.get("parts")) if isinstance(content, Mapping) else []
     said = [p["text"] for p in parts if isinstance(p, Mapping) and isinstance(p.get("text"), str)

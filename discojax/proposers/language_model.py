@@ -18,7 +18,7 @@ from discojax.errors import UserError
 from discojax.proposers import bandit, budget, parents, prompt, replies, selection
 from discojax.proposers.client import Client, ClientError, Request, Turn, request_hash
 from discojax.proposers.replies import Draft, Untidy
-from discojax.proposers.types import Exchange, Ledger, Proposal, Purpose, Scored, Status
+from discojax.proposers.types import Exchange, Interruptible, Ledger, Proposal, Purpose, Scored, Status
 
 __all__ = ["LanguageModel"]
 
@@ -100,6 +100,12 @@ class LanguageModel:
             if self.settings.history:
                 past += [_as_past(one) for one in made]
         return proposals
+
+    def stop(self) -> None:
+        """From another thread: no client waits any longer, and what is still to be asked is an error."""
+        for client in self.clients:
+            if isinstance(client, Interruptible):
+                client.stop()
 
     def _count(self, made: Sequence[Proposal]) -> None:
         if not all(one.unanswered for one in made):
@@ -253,7 +259,8 @@ class _Conversation:
             reply = self.client.generate(request)
             given = budget.Price(*settings.price) if settings.price else None
             price = given or budget.price_of(reply.model_version, self.client.model)
-            cost = None if price is None else price.cost(reply.tokens_in, reply.tokens_out)
+            tokens = reply.tokens_in, reply.tokens_out, reply.tokens_cached
+            cost = None if price is None else price.cost(*tokens)
             exchange = Exchange(
                 self.client.name, self.client.model, purpose, prompt.version(), request, reply, cost
             )

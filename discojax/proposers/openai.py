@@ -12,7 +12,7 @@ from discojax.proposers import faults, keys
 from discojax.proposers.client import ClientError, Finish, Reply, Request
 from discojax.proposers.dialect import Feature
 from discojax.proposers.replies import without_thoughts
-from discojax.proposers.sdk import SdkClient, as_number, count_tokens, load, raw_of, together
+from discojax.proposers.sdk import Answer, SdkClient, as_number, load, make_reply, together
 
 __all__ = ["OpenAI"]
 
@@ -177,31 +177,29 @@ def _read(payload: Mapping[str, Any], request: Request) -> Reply:
     entries = payload.get("choices")
     choices = [c for c in entries if isinstance(c, Mapping)] if isinstance(entries, list) else []
     read = [_choice(choice) for choice in choices] or [("", "empty", "no choice came")]
-    texts, finishes = tuple(text for text, _, _ in read), tuple(finish for _, finish, _ in read)
     usage = payload.get("usage")
     counts = usage if isinstance(usage, Mapping) else {}
     prompt = as_number(counts.get("prompt_tokens"))
     # Some servers leave thinking out of completion_tokens, yet count it in the total.
     out = max(as_number(counts.get("completion_tokens")), as_number(counts.get("total_tokens")) - prompt)
-    details = counts.get("completion_tokens_details")
-    thinking = as_number(details.get("reasoning_tokens")) if isinstance(details, Mapping) else 0
-    estimated = prompt == 0
-    if estimated:
-        prompt, out = count_tokens(request, texts, finishes)
-    return Reply(
-        texts=texts,
-        finishes=finishes,
-        model_version=str(payload.get("model") or ""),
+
+    def detail(which: str, name: str) -> int:
+        details = counts.get(f"{which}_tokens_details")
+        return as_number(details.get(name)) if isinstance(details, Mapping) else 0
+
+    return make_reply(
+        payload,
+        request,
+        read,
+        model_version=payload.get("model"),
         tokens_in=prompt,
         tokens_out=out,
-        tokens_thinking=thinking,
-        estimated=estimated,
-        raw=raw_of(payload),
-        detail="; ".join(sorted({detail for _, _, detail in read if detail})),
+        tokens_thinking=detail("completion", "reasoning_tokens"),
+        tokens_cached=detail("prompt", "cached_tokens"),
     )
 
 
-def _choice(choice: Mapping[str, Any]) -> tuple[str, Finish, str]:
+def _choice(choice: Mapping[str, Any]) -> Answer:
     given = choice.get("message")
     message = given if isinstance(given, Mapping) else {}
     content = message.get("content")

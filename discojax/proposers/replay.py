@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from discojax.errors import UserError
-from discojax.proposers.types import Exchange, Proposal, Scored
+from discojax.proposers.types import Exchange, Proposal, Provenance, Scored
 
 __all__ = ["Replay", "Transcript", "recorded"]
 
@@ -154,7 +154,7 @@ def _of_archive(path: Path) -> list[Proposal]:
     except sqlite3.Error as error:
         raise UserError(f"{path} cannot be replayed: {error}.") from error
     names = {row["number"]: row["name"] for row in rows}
-    optional = ("model", "model_version", "request", "prompt_hash", "raw_reply")
+    optional = [f.name for f in fields(Provenance)]
     return [
         Proposal(
             name=row["name"],

@@ -91,8 +91,11 @@ class Retrying:
         """The answer to a request, sent again while that may help.
 
         Raises:
-          ClientError: if none came; of kind "stopped", once too many requests in a row have failed.
+          ClientError: if none came; of kind "stopped", once too many requests in a row have failed, or
+            where trying again would have been next when `stop` was called.
         """
+        if self._stopping.is_set():
+            raise self._interrupted()
         if self._failures >= self.patience.give_up_after:
             raise self._stopped()
         try:
@@ -106,7 +109,7 @@ class Retrying:
         raise failure
 
     def stop(self) -> None:
-        """Ends a pause that is being made, and makes no further one: what fails now is not sent again."""
+        """Ends a pause that is being made, and sends nothing more. A request under way may be answered."""
         self._stopping.set()
 
     def probe(self) -> None:
@@ -124,11 +127,13 @@ class Retrying:
             except ClientError as error:
                 asked = error.retry_after or 0.0
                 again = error.kind in ("transient", "rate_limited") and asked <= self.patience.obeyed
-                if not again or attempt + 1 >= attempts or self._stopping.is_set():
+                if not again or attempt + 1 >= attempts:
                     raise
                 with self._lock:
                     pause = self.patience.pause(attempt, error.retry_after, self._rng)
             self._sleep(pause)
+            if self._stopping.is_set():
+                raise self._interrupted()
         raise AssertionError("unreachable")
 
     def _counted(self, error: ClientError) -> ClientError:
@@ -139,6 +144,11 @@ class Retrying:
             self._last = str(error).rstrip(".")
             failures = self._failures
         return self._stopped() if failures >= self.patience.give_up_after else error
+
+    def _interrupted(self) -> ClientError:
+        return ClientError(
+            f"The run was stopped while {self.name} ({self.model}) was to be asked.", "stopped"
+        )
 
     def _stopped(self) -> ClientError:
         return ClientError(

@@ -19,9 +19,12 @@ from discojax.proposers.client import ClientError, Finish, Reply, Request
 from discojax.proposers.dialect import Dialect, Feature
 from discojax.proposers.retry import within
 
-__all__ = ["SdkClient", "count_tokens", "load", "together"]
+__all__ = ["Answer", "SdkClient", "as_number", "load", "make_reply", "together"]
 
 T = TypeVar("T")
+
+Answer = tuple[str, Finish, str]
+"""A candidate's text, why it ends, and what the server said of it."""
 
 _PROBE_SECONDS = 30.0
 _GRACE = 2.0  # seconds that the SDK's own timeout may come late
@@ -52,11 +55,40 @@ def load(module: str, extra: str) -> Any:
         ) from None
 
 
-def count_tokens(request: Request, texts: Sequence[str], finishes: Sequence[Finish]) -> tuple[int, int]:
-    """Guesses on the high side of the tokens that went in and came out, where a server does not say."""
-    asked = len(request.system) + sum(len(turn.text) for turn in request.turns)
-    most = (request.max_output_tokens or 0) * finishes.count("length")
-    return asked // _CHARACTERS_A_TOKEN + 1, max(most, sum(map(len, texts)) // _CHARACTERS_A_TOKEN + 1)
+def make_reply(
+    payload: Mapping[str, Any],
+    request: Request,
+    answers: Sequence[Answer],
+    *,
+    model_version: Any,
+    tokens_in: int,
+    tokens_out: int,
+    tokens_thinking: int,
+    tokens_cached: int,
+) -> Reply:
+    """A reply of what an SDK's client has read out of the server's JSON.
+
+    Where the server counts no `tokens_in`, these and `tokens_out` are guesses on the high side.
+    """
+    texts, finishes = tuple(text for text, _, _ in answers), tuple(finish for _, finish, _ in answers)
+    estimated = tokens_in == 0
+    if estimated:
+        asked = len(request.system) + sum(len(turn.text) for turn in request.turns)
+        most = (request.max_output_tokens or 0) * finishes.count("length")
+        tokens_in = asked // _CHARACTERS_A_TOKEN + 1
+        tokens_out = max(tokens_out, most, sum(map(len, texts)) // _CHARACTERS_A_TOKEN + 1)
+    return Reply(
+        texts=texts,
+        finishes=finishes,
+        model_version=str(model_version or ""),
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        tokens_thinking=tokens_thinking,
+        tokens_cached=min(tokens_cached, tokens_in),
+        estimated=estimated,
+        raw=json.dumps(payload, ensure_ascii=False),
+        detail="; ".join(sorted({detail for _, _, detail in answers if detail})),
+    )
 
 
 class SdkClient(abc.ABC):
@@ -207,6 +239,7 @@ def _merged(replies: Sequence[Reply]) -> Reply:
         tokens_in=sum(reply.tokens_in for reply in replies),
         tokens_out=sum(reply.tokens_out for reply in replies),
         tokens_thinking=sum(reply.tokens_thinking for reply in replies),
+        tokens_cached=sum(reply.tokens_cached for reply in replies),
         estimated=any(reply.estimated for reply in replies),
         raw=f"[{', '.join(reply.raw for reply in replies)}]",
         detail="; ".join(sorted({reply.detail for reply in replies if reply.detail})),
@@ -235,8 +268,3 @@ def _clean(text: str) -> str:
 def as_number(value: Any) -> int:
     """A count out of a server's JSON; 0 for whatever is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
-
-
-def raw_of(payload: Mapping[str, Any]) -> str:
-    """The server's JSON on one line."""
-    return json.dumps(payload, ensure_ascii=False)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from discojax.proposers.budget import Spent
 from discojax.proposers.client import Reply, Request
 
-__all__ = ["Exchange", "Ledger", "Proposal", "Proposer", "Purpose", "Scored", "Status"]
+__all__ = [
+    "Exchange",
+    "Interruptible",
+    "Ledger",
+    "Proposal",
+    "Proposer",
+    "Provenance",
+    "Purpose",
+    "Scored",
+    "Status",
+]
 
 Status = Literal["ok", "rejected", "failed", "duplicate", "pending", "unanswered"]
 """What became of a proposal: measured; rejected by the gate; failed in training; the same as an earlier
@@ -46,21 +56,14 @@ class Scored:
     model: str = ""
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A candidate as text. Nothing about it is trusted: it goes through the gate.
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Which request to which language model a candidate is from; a proposer without one leaves it empty.
 
-    What a language model's request cost stands with the first proposal of its reply; the others of
-    the same `request` have 0, so that sums are right.
+    What a request cost stands with the first candidate of its reply; the others of the same `request`
+    have 0, so that sums are right.
 
     Attributes:
-      name: what to call it, an identifier that nothing in the history has.
-      source: its text in the candidate language; "" if `unanswered`.
-      operator: how it was made.
-      parents: names of the losses it was made from.
-      thought: the idea behind it, one sentence.
-      unanswered: why the request gave no candidate; "" if it gave this one. Such a proposal is kept
-        as an attempt, so that the request is not repeated and its cost is seen.
       model: the language model as it was asked for.
       model_version: as the server reported it.
       request: hash of the request that it answers, the ledger's key.
@@ -71,12 +74,6 @@ class Proposal:
       cost: in dollars; None if no request was made or its price is not known.
     """
 
-    name: str
-    source: str
-    operator: str
-    parents: tuple[str, ...]
-    thought: str
-    unanswered: str = ""
     model: str = ""
     model_version: str = ""
     request: str | None = None
@@ -85,6 +82,33 @@ class Proposal:
     tokens_in: int | None = None
     tokens_out: int | None = None
     cost: float | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """These fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Provenance)}
+
+
+@dataclass(frozen=True)
+class Proposal(Provenance):
+    """A candidate as text. Nothing about it is trusted: it goes through the gate.
+
+    Attributes:
+      name: what to call it, an identifier that nothing in the history has.
+      source: its text in the candidate language; "" if `unanswered`.
+      operator: how it was made.
+      parents: names of the losses it was made from.
+      thought: the idea behind it, one sentence.
+      unanswered: why the request gave no candidate; "" if it gave this one. Such a proposal is kept
+        as an attempt, so that the request is not repeated and its cost is seen.
+    """
+
+    name: str
+    source: str
+    operator: str
+    parents: tuple[str, ...]
+    thought: str
+    unanswered: str = ""
 
 
 @runtime_checkable
@@ -101,6 +125,14 @@ class Proposer(Protocol):
         A pure function of its arguments where the proposer can be one, as resuming a run relies on; a
         language model's is one of its arguments and of the ledger.
         """
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A proposer that may be waiting for somebody when its run is to end."""
+
+    def stop(self) -> None:
+        """From another thread: ends `propose` with an error as soon as nothing paid for is under way."""
 
 
 @dataclass(frozen=True)

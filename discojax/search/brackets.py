@@ -21,6 +21,7 @@ from typing import NamedTuple
 from discojax.config import Config
 from discojax.population.training import WAITING, Progress, train
 from discojax.proposers.budget import used_up
+from discojax.proposers.types import Interruptible
 from discojax.search import archive as archives
 from discojax.search import proposals
 from discojax.search.arms import SEARCH, Arm
@@ -200,6 +201,7 @@ class Race:
             functools.partial(self._propose, arm),
             functools.partial(self._arrived, arm),
             functools.partial(self._closed, arm),
+            arm.proposer.stop if isinstance(arm.proposer, Interruptible) else lambda: None,
         )
         self.prefetchers.append(prefetcher)
         comparisons: dict[str, Comparison] = {}

@@ -25,6 +25,7 @@ class Prefetcher(Generic[Ask, Found]):
         before anything that takes long.
       arrived: told each thing as it comes, in the schedule's thread.
       closed: told, there too, when there is no more for the ask.
+      interrupt: ends what `propose` waits for, with an error.
 
     Attributes:
       stopping: whether it was told to end.
@@ -37,9 +38,11 @@ class Prefetcher(Generic[Ask, Found]):
         propose: Callable[[Ask], Iterator[Found]],
         arrived: Callable[[Ask, Found], None],
         closed: Callable[[Ask], None],
+        interrupt: Callable[[], None] = lambda: None,
     ):
         self.schedule = schedule
         self.propose, self.arrived, self.closed = propose, arrived, closed
+        self.interrupt = interrupt
         self.stopping = threading.Event()
         self.pending = 0
         self._turn = threading.Lock()
@@ -59,6 +62,7 @@ class Prefetcher(Generic[Ask, Found]):
     def stop(self) -> None:
         """Ends the thread, once a request that is under way is answered: it may have been paid for."""
         self.stopping.set()
+        self.interrupt()
         self._asks.put(None)
         if self._thread.ident:
             self._thread.join()

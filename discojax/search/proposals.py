@@ -221,15 +221,8 @@ def _gated(
             thought=proposal.thought,
             reason=proposal.unanswered,
             proposer=proposer,
-            model=proposal.model,
-            model_version=proposal.model_version,
-            request=proposal.request,
-            prompt_hash=proposal.prompt_hash,
-            raw_reply=proposal.raw_reply,
-            tokens_in=proposal.tokens_in,
-            tokens_out=proposal.tokens_out,
-            cost=proposal.cost,
             seed=seed,
+            **proposal.provenance,
         )
         if result is not None:
             attempt = _judged(attempt, proposal.source, result, programs, notebook)

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 
 from discojax.parsing import PARSING
+from discojax.proposers.types import Provenance
 
 __all__ = ["Attempt", "Evaluation", "EvaluationKey", "columns_of", "plain", "unpack"]
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One proposal, whatever became of it.
+class Attempt(Provenance):
+    """One proposal, whatever became of it, and which request it is from.
 
     Attributes:
       number: its place in the run, from 0, unique: proposing the same number twice is an error.
@@ -33,15 +34,6 @@ class Attempt:
       stage: the gate's stage that rejected it.
       reason: why, in one sentence.
       proposer: "evolution", "gemini", ...
-      model: the language model as it was asked for; "" for proposers without one.
-      model_version: as the server reported it.
-      request: hash of the request that it answers, in the table `requests`.
-      prompt_hash: the version of the prompt's templates.
-      raw_reply: the text of the reply that it was read from.
-      tokens_in: prompt tokens paid for, None if unknown. Several attempts of one reply share them: the
-        first has the numbers and the others 0.
-      tokens_out: completion tokens paid for, thinking included.
-      cost: in dollars; None means unknown.
       seed: of the proposer's randomness.
       created: seconds since 1970; set when added if None.
       id: the database's own, set when read.
@@ -59,14 +51,6 @@ class Attempt:
     stage: str | None = None
     reason: str | None = None
     proposer: str = ""
-    model: str = ""
-    model_version: str = ""
-    request: str | None = None
-    prompt_hash: str | None = None
-    raw_reply: str | None = None
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-    cost: float | None = None
     seed: int | None = None
     created: float | None = None
     id: int | None = None

@@ -121,6 +121,7 @@ class Google:
                 "candidatesTokenCount": words,
                 "thoughtsTokenCount": thoughts,
                 "totalTokenCount": 200 + words + thoughts,
+                "cachedContentTokenCount": 120,
             }
         return answer
 
@@ -178,6 +179,7 @@ class OpenAI:
                 "completion_tokens": words,
                 "total_tokens": 200 + words,
                 "completion_tokens_details": {"reasoning_tokens": thoughts},
+                "prompt_tokens_details": {"cached_tokens": 120},
             }
         return answer
 

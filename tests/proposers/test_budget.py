@@ -61,9 +61,20 @@ def test_prices_are_found_by_the_names_that_servers_use():
     assert budget.price_of("qwen3:8b") is None
     assert budget.price_of("no-such-model", "gemini-flash-latest") is not None
     for pattern, price in budget.prices().items():
-        assert 0 <= price.tokens_in <= price.tokens_out, pattern
+        assert 0 <= (price.tokens_cached or 0) <= price.tokens_in <= price.tokens_out, pattern
         # The first that fits counts, so a narrower pattern must stand above a wider one.
         assert budget.price_of(pattern.replace("*", "")) == price, pattern
+
+
+def test_input_that_was_kept_costs_less_where_its_price_is_known():
+    flash = budget.price_of("gemini-3.8-flash")
+    assert flash is not None
+    assert flash.cost(1000, 100, 800) == pytest.approx(flash.cost(200, 100) + 800 * 0.075e-6)
+    lite = budget.price_of("gemini-3.5-flash-lite")
+    assert lite is not None and lite.tokens_cached is None
+    assert lite.cost(1000, 100, 800) == lite.cost(1000, 100), "in full where it is not"
+    for server in (Price(0.0, 0.0), Price(1.0, 2.0, 0.0)):
+        assert server.cost(800, 0, 800) == 0.0
 
 
 def test_budgets_are_settings():

@@ -103,7 +103,7 @@ def test_an_answer_says_why_it_ends_and_what_to_do(pair: tuple[Server, SdkClient
     assert CANARY not in reply.to_json()
 
 
-def test_what_thinking_took_is_told(pair: tuple[Server, SdkClient]) -> None:
+def test_what_thinking_took_and_what_was_kept_is_told(pair: tuple[Server, SdkClient]) -> None:
     server, client = pair
     server.state.then = "thinking_only"
     reply = client.generate(REQUEST)
@@ -111,7 +111,7 @@ def test_what_thinking_took_is_told(pair: tuple[Server, SdkClient]) -> None:
     server.state.then = "ok"
     reply = client.generate(REQUEST)
     assert (reply.tokens_in, reply.tokens_out, reply.tokens_thinking) == (200, 150, 100)
-    assert not reply.estimated
+    assert reply.tokens_cached == 120 and not reply.estimated
 
 
 def test_a_server_that_drips_is_left_in_time(pair: tuple[Server, SdkClient]) -> None:

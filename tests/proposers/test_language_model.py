@@ -307,6 +307,14 @@ def test_dollars_bound_a_run_whose_prices_are_known(server):
     assert made[0].cost == pytest.approx((made[0].tokens_in * 10 + made[0].tokens_out * 100) / 1e6)
 
 
+def test_tokens_that_the_server_had_kept_cost_what_they_cost(server):
+    cached = asked(server, "gemini", "proposer.price=[10, 100, 1]")
+    again = cached.propose(past(), 1, seed=1)[0]
+    kept = sum(exchange.reply.tokens_cached for exchange in cached.ledger.kept.values())
+    assert kept == 120 * len(cached.ledger.kept)
+    assert again.cost == pytest.approx((again.tokens_in * 10 + again.tokens_out * 100 - 9 * kept) / 1e6)
+
+
 def test_an_unknown_price_is_said_to_be_unknown(server):
     with pytest.raises(UserError, match=r"proposer\.price"):
         asked(server, "gemini", "proposer.models=['qwen3:8b']", "budget.dollars=1")

@@ -7,6 +7,7 @@ It goes on with what the folder holds. Everything but the device and the tasks i
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -33,4 +34,5 @@ def main(folder: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in the background
     main(Path(sys.argv[1]), sys.argv[2:])
