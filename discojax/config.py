@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from discojax.errors import UserError
 from discojax.settings import Range, dump, find, parse
+from discojax.task_settings import Count, Lora, Natural, Policy, Positive, Sft, Task, TaskName
 
 __all__ = [
     "Budget",
@@ -36,63 +37,9 @@ __all__ = [
     "load",
 ]
 
-Count = Annotated[int, Range(least=1)]
-Natural = Annotated[int, Range(least=0)]
-Positive = Annotated[float, Range(above=0)]
-TaskName = Literal["rotten_tomatoes", "imdb", "tldr"]
 Share = Annotated[float, Range(above=0, most=1)]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The small decoder that is trained: `width` is its model dimension, `max_length` in tokens."""
-
-    layers: Count = 3
-    width: Count = 128
-    heads: Count = 4
-    vocab_size: Count = 4096
-    max_length: Count = 32
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise UserError(
-                f"policy.width ({self.width}) must be a multiple of policy.heads ({self.heads}): "
-                "each head takes an equal share of it."
-            )
-
-
-@dataclass(frozen=True)
-class Sft:
-    """Supervised fine-tuning, which makes the policy that every lane starts from.
-
-    `matrix_learning_rate` is Muon's, for matrices; `learning_rate` AdamW's, for the rest.
-    """
-
-    steps: Count = 700
-    batch: Count = 32
-    learning_rate: Positive = 4e-3
-    matrix_learning_rate: Positive = 2e-2
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the policies are trained to do, and the preference pairs sampled for it.
-
-    `name` is the task of the search and `held_out` the one of the report. Prompts have up to
-    `prompt_tokens` tokens. Each of `pairs` prompts is given `completions`, of which the two furthest
-    apart in reward make a pair, labelled by Bradley and Terry's model at `label_temperature`. `seed`
-    is that of all this data, which runs of different seeds share.
-    """
-
-    name: TaskName = "rotten_tomatoes"
-    held_out: TaskName = "imdb"
-    prompt_tokens: Annotated[int, Range(least=2)] = 6
-    completion_tokens: Count = 16
-    pairs: Count = 2000
-    completions: Annotated[int, Range(least=2)] = 4
-    temperature: Positive = 1.0
-    label_temperature: Positive = 0.25
-    seed: Natural = 0
+# Every round has training seeds of its own (`search.rungs`): so many at most, or two would share some.
+Seeds = Annotated[int, Range(least=1, most=100)]
 
 
 @dataclass(frozen=True)
@@ -147,14 +94,18 @@ class Search:
         "dpo", "ipo", "slic", "discopop", "exp", "robust", "kto_pair", "simpo",
         "apo_zero", "cell", "dbaql", "aqfl",
     )  # fmt: skip
-    rungs: tuple[tuple[Count, Count, Count], ...] = ((1, 20, 64), (1, 40, 2))
-    elites: tuple[Count, Count, Count] = (2, 40, 4)
+    rungs: tuple[tuple[Seeds, Count, Count], ...] = ((1, 20, 64), (1, 40, 2))
+    elites: tuple[Seeds, Count, Count] = (2, 40, 4)
     lag: Natural = 1
     controls: tuple[Literal["random_mutation", "best_of_n", "tuned_baselines"], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.betas or not self.rungs:
             raise UserError("search.betas and search.rungs must each have at least one entry.")
+        if len(self.rungs) > 9:
+            raise UserError(
+                f"search.rungs has {len(self.rungs)} entries, and 9 have seeds of their own: remove some."
+            )
 
 
 @dataclass(frozen=True)
@@ -234,22 +185,13 @@ class Evaluation:
     judge: str = "proxy"
     judged: Annotated[int, Range(least=2)] = 128
     reward: str = ""
-    seeds: Annotated[int, Range(least=2)] = 3
+    seeds: Annotated[int, Range(least=2, most=400)] = 3
     steps: Count = 40
     search_prompts: Annotated[int, Range(least=2)] = 128
     prompts: Annotated[int, Range(least=2)] = 256
     kl_budget: Positive = 10.0
     bootstrap: Count = 1000
     confidence: Share = 0.95
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Adapters of this `rank` on the layers that `targets` name; rank 0 trains all weights."""
-
-    rank: Natural = 16
-    alpha: Positive = 32.0
-    targets: tuple[str, ...] = ("query", "value")
 
 
 @dataclass(frozen=True)
@@ -323,7 +265,7 @@ class Run:
 
     name: str = "quickstart"
     directory: str = "runs"
-    seed: Natural = 0
+    seed: Annotated[int, Range(least=0, most=200_000)] = 0  # lanes' seeds are ten thousand apart, in int32
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
@@ -356,7 +298,7 @@ class Config:
 
     def __post_init__(self) -> None:
         tokens = 1 + self.task.prompt_tokens + self.task.completion_tokens
-        if tokens > self.policy.max_length:
+        if self.policy.pretrained is None and tokens > self.policy.max_length:
             raise UserError(
                 f"task.prompt_tokens + task.completion_tokens + 1 ({tokens}) do not fit into "
                 f"policy.max_length ({self.policy.max_length}): raise the one or lower the others."

@@ -18,7 +18,15 @@ from discojax.data import tokenizer as vocabulary
 from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
 
-__all__ = ["Dropped", "Pairs", "TokenizedPair", "completion_positions", "make_pairs", "tokenize_pair"]
+__all__ = [
+    "Dropped",
+    "Pairs",
+    "TokenizedPair",
+    "completion_positions",
+    "keep_end",
+    "make_pairs",
+    "tokenize_pair",
+]
 
 
 class Pairs(NamedTuple):
@@ -76,6 +84,7 @@ def make_pairs(
     *,
     max_length: int,
     max_completion: int | None = None,
+    max_prompt: int | None = None,
     eos_id: int = vocabulary.EOS,
     pad_id: int = vocabulary.PAD,
     bos_id: int | None = vocabulary.BOS,
@@ -94,6 +103,7 @@ def make_pairs(
       max_length: tokens of prompt and completion together, at least 4.
       max_completion: tokens of a completion at most, its `eos_id` counted; by default only
         `max_length` limits it.
+      max_prompt: tokens of a prompt at most, likewise.
       bos_id: None for a tokenizer without one; it may be the same token as `eos_id`.
       append_eos: False for sampled completions, some of which were stopped by a length limit:
         `eos_id` then ends only those that have it, and truncation may remove it, so that no policy
@@ -124,7 +134,8 @@ def make_pairs(
             continue
         limit = max_length if max_completion is None else max_completion
         longest = min(limit, max(map(len, whole)))
-        short = _keep_end(prompt, max(max_length // 4, 2, max_length - longest), bos_id)
+        space = max(max_length // 4, 2, max_length - longest)
+        short = keep_end(prompt, space if max_prompt is None else min(space, max_prompt), bos_id)
         room = min(limit, max_length - len(short))
         chosen, rejected = (_keep_start(side, room, eos_id, append_eos) for side in whole)
         if chosen == rejected:
@@ -161,7 +172,8 @@ def _completion(ids: Iterable[int], bos_id: int | None, eos_id: int, append_eos:
     return [*ids, eos_id] if ended or append_eos else ids
 
 
-def _keep_end(prompt: list[int], room: int, bos_id: int | None) -> list[int]:
+def keep_end(prompt: list[int], room: int, bos_id: int | None) -> list[int]:
+    """The prompt without so much of its beginning that `room` tokens are left, `bos_id` among them."""
     if len(prompt) <= room:
         return prompt
     return prompt[-room:] if bos_id is None else [bos_id, *prompt[len(prompt) - room + 1 :]]

@@ -17,7 +17,7 @@ from discojax.data.sources import Account, Preference, Prompt
 from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
 
-__all__ = ["Preparation", "Prepared", "prepare"]
+__all__ = ["Preparation", "Prepared", "prepare", "prompt_hash"]
 
 _ROWS = 512  # tokenized at a time: arrays of ids take an eighth of what lists of them do
 
@@ -30,11 +30,13 @@ class Preparation:
       max_length: tokens of prompt and completion together.
       max_completion: tokens of a completion, its end counted.
       style: how a prompt is written; `auto` writes messages as a chat and text plainly.
+      max_prompt: tokens of a prompt; None limits it by the other two alone.
     """
 
     max_length: int = 1024
     max_completion: int = 512
     style: Literal["auto", "plain", "chat"] = "auto"
+    max_prompt: int | None = None
 
 
 class Prepared(NamedTuple):
@@ -66,7 +68,8 @@ class Prepared(NamedTuple):
         return take(~held_out), take(held_out)
 
 
-def _hash(prompt: Prompt) -> int:
+def prompt_hash(prompt: Prompt) -> int:
+    """A number below 2^64 that depends on the prompt alone."""
     text = prompt if isinstance(prompt, str) else "\x00".join(f"{role}\x01{said}" for role, said in prompt)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
@@ -102,6 +105,7 @@ def prepare(
             *([getattr(tokens, name) for _, tokens in chunk] for name in chat.Tokens._fields[:3]),
             max_length=preparation.max_length,
             max_completion=min(preparation.max_completion, preparation.max_length),
+            max_prompt=preparation.max_prompt,
             eos_id=eos,
             pad_id=tokenizer.pad_id,
             bos_id=bos,
@@ -139,7 +143,7 @@ def _tokenized(
             account.leave_out(where, str(error))
             continue
         counts["merged"] += tokens.merged
-        yield _hash(preference.prompt), tokens
+        yield prompt_hash(preference.prompt), tokens
 
 
 def _joined(parts: list[Pairs]) -> Pairs | None:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int8
@@ -26,7 +27,7 @@ from jaxtyping import Int8
 from discojax.data import cache
 from discojax.errors import UserError, nearest
 
-__all__ = ["ROLES", "SOURCES", "Reviews", "clean", "fold", "load", "role_of"]
+__all__ = ["ROLES", "SOURCES", "Reviews", "clean", "fold", "from_rows", "load", "role_of"]
 
 SOURCES = ("imdb", "rotten_tomatoes")
 
@@ -153,6 +154,19 @@ def _load(path: Path) -> Reviews:
         np.asarray([label for _, _, label in survivors], np.int8),
         tuple(source for _, source, _ in survivors),
     )
+
+
+def from_rows(rows: Iterable[Any]) -> Reviews:
+    """Reviews of rows as `tasks.builders.FilmReviews` writes them: `text` in UTF-8, numbers of the classes.
+
+    In the order of `load`, whatever the rows' is: a builder shuffles what it writes.
+    """
+    found = sorted(
+        ((row["text"].decode(), int(row["label"]), SOURCES[int(row["source"])]) for row in rows),
+        key=lambda row: hashlib.sha256(row[0].encode()).digest(),
+    )
+    texts, labels, sources = zip(*found, strict=True) if found else ((), (), ())
+    return Reviews(tuple(texts), np.asarray(labels, np.int8), tuple(sources))
 
 
 def _edited(texts: Sequence[Sequence[str]]) -> list[bool]:

@@ -12,12 +12,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from numbers import Integral
 from typing import Any, NamedTuple, TypeVar
 
 from discojax.data import readers
 from discojax.errors import UserError, nearest
 
-__all__ = ["Account", "Columns", "Message", "Preference", "Prompt", "read_preferences", "read_prompts"]
+__all__ = [
+    "Account",
+    "Columns",
+    "Message",
+    "Preference",
+    "Prompt",
+    "read_answered",
+    "read_preferences",
+    "read_prompts",
+]
 
 T = TypeVar("T")
 
@@ -47,7 +57,11 @@ class Preference(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns are called."""
+    """What the columns are called.
+
+    Where `chosen` holds a number, 0 or 1, it is the place of the chosen one in the list of both that
+    `rejected` then holds.
+    """
 
     prompt: str = "prompt"
     chosen: str = "chosen"
@@ -115,6 +129,30 @@ def read_prompts(
     return _read(source, rows, (column,), lambda row: _prompt(row.get(column), column), account)
 
 
+def read_answered(
+    source: str, account: Account, *, split: str = "train", columns: tuple[str, str] = ("prompt", "")
+) -> Iterator[tuple[str, tuple[Prompt, str]]]:
+    """The prompts of a source, each with what a person wrote to it: "" where no column is named for that.
+
+    Raises:
+      UserError: as `read_preferences`.
+    """
+    asked, answered = columns
+    rows = readers.read_rows(source, split, text_column=asked)
+
+    def convert(row: Mapping[str, Any]) -> tuple[Prompt, str]:
+        prompt = _prompt(row.get(asked), asked)
+        if not answered:
+            return prompt, ""
+        answer = _side(row.get(answered), answered)
+        text = answer if isinstance(answer, str) else _reply(answer[-1:], answered)
+        if not text.strip():
+            raise _MalformedError(f"{answered} is empty")
+        return prompt, text
+
+    return _read(source, rows, (asked, answered) if answered else (asked,), convert, account)
+
+
 def _read(
     source: str,
     rows: Iterator[tuple[str, readers.Row]],
@@ -146,7 +184,8 @@ def _read(
 
 
 def _preference(row: Mapping[str, Any], names: Columns) -> Preference:
-    sides = [_side(row.get(name), name) for name in (names.chosen, names.rejected)]
+    found = _both(row.get(names.chosen), row.get(names.rejected), names)
+    sides = [_side(value, name) for value, name in zip(found, (names.chosen, names.rejected), strict=True)]
     given = row.get(names.prompt)
     chats = [isinstance(side, tuple) for side in sides]
     if chats[0] != chats[1]:
@@ -180,6 +219,17 @@ def _preference(row: Mapping[str, Any], names: Columns) -> Preference:
     if texts[0] == texts[1]:
         raise _MalformedError(f"{names.chosen} and {names.rejected} are the same")
     return Preference(prompt, texts[0], texts[1])
+
+
+def _both(chosen: Any, rejected: Any, names: Columns) -> tuple[Any, Any]:
+    """The two completions, of which a number may say which of a list was chosen."""
+    listed = hasattr(rejected, "__len__") and not isinstance(rejected, str | bytes | Mapping)
+    if not listed or not isinstance(chosen, Integral) or isinstance(chosen, bool):
+        return chosen, rejected
+    if len(rejected) != 2 or chosen not in (0, 1):
+        raise _MalformedError(f"{names.chosen} is a number, and {names.rejected} no list of two")
+    both = list(rejected)
+    return both[int(chosen)], both[1 - int(chosen)]
 
 
 def _shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:

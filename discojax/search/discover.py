@@ -26,10 +26,11 @@ from discojax.search.display import display
 from discojax.search.finals import Control
 from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
 from discojax.search.ledger import RunLedger
-from discojax.search.opening import build_laboratory, given, open_run
+from discojax.search.opening import build_laboratory, given, open_run, task_config
 from discojax.search.records import plain
 from discojax.search.rungs import BASELINE, final_trial, judged, seeds
 from discojax.search.statistics import Comparison
+from discojax.tasks.preferences import check_rewards
 
 __all__ = ["BASELINE", "Outcome", "claim", "results", "run", "save_results", "train"]
 
@@ -83,6 +84,8 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
     library = tuple(dict.fromkeys((*baselines, *config.search.library)))
     for name in library:
         objectives.get(name)  # a misspelt name is told before an hour of work, not after
+    if "preferences" in (config.task.name, config.task.held_out):
+        check_rewards(task_config(config).own, search=True)
     candidates.warm()  # the checking process starts while the tasks are built
     with open_run(config, resume) as archive, display() as screen:
         screen.say(f"Run [bold]{config.run.path}[/bold]: metrics.jsonl and archive.sqlite grow as it goes.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from discojax.search.rungs import BASELINE
 from discojax.search.statistics import mean
 from discojax.search.winrate import WinRate, win_rate
 from discojax.tasks.judges import Ask, Judge, LanguageModelJudge, RewardJudge, Verdicts
-from discojax.tasks.summaries import bodies_of
+from discojax.tasks.summaries import MARKER, bodies_of
 from discojax.tasks.types import Task
 
 if TYPE_CHECKING:
@@ -28,18 +29,22 @@ if TYPE_CHECKING:
 __all__ = ["make_judge", "win_rates"]
 
 
-def make_judge(config: Config) -> Judge | None:
-    """The language model that `evaluation.judge` names, asked whether it is there; None for the proxy.
+def make_judge(config: Config, name: str | None = None) -> Judge | None:
+    """The language model that `evaluation.judge`, or else `name`, names; None for the proxy.
+
+    It is asked whether it is there.
 
     Raises:
       UserError: there is no such server, its SDK or its key is missing, or it has no such model.
     """
-    if config.evaluation.judge == "proxy":
+    wanted = config.evaluation.judge if name is None else name
+    if wanted == "proxy":
         return None
-    server, colon, model = config.evaluation.judge.partition(":")
+    server, colon, model = wanted.partition(":")
     if not colon or not model or server not in SERVERS:
+        where = "evaluation.judge" if name is None else "The judge of a reward"
         raise UserError(
-            f"evaluation.judge ({config.evaluation.judge!r}) must be proxy, or SERVER:MODEL with a server "
+            f"{where} ({wanted!r}) must be {'proxy, or ' if name is None else ''}SERVER:MODEL with a server "
             f"of {', '.join(SERVERS)}.{nearest(server, ('proxy', *SERVERS))}"
         )
     settings = config.proposer
@@ -52,9 +57,11 @@ def make_judge(config: Config) -> Judge | None:
     )
     client.probe()
 
+    summaries = config.task.held_out == "tldr" or bool(config.task.marker)
+
     def ask(text: str) -> str:
         request = Request(
-            system="You compare summaries.",
+            system="You compare summaries." if summaries else "You compare replies.",
             turns=(Turn("user", text),),
             temperature=0.0,
             max_output_tokens=settings.output_tokens,
@@ -63,7 +70,10 @@ def make_judge(config: Config) -> Judge | None:
         return client.generate(request).texts[0]
 
     asked: Ask = ask
-    return LanguageModelJudge(asked, f"{server}:{model}", bodies_of)
+    kind: Literal["summaries", "replies"] = "summaries" if summaries else "replies"
+    return LanguageModelJudge(
+        asked, f"{server}:{model}", partial(bodies_of, marker=config.task.marker or MARKER), kind=kind
+    )
 
 
 def win_rates(
@@ -93,8 +103,7 @@ def win_rates(
         return ()
     judge = judge or RewardJudge(task.reward[trial.split])
     count = min(config.evaluation.judged, trial.prompts)
-    used = task.prompts[trial.split]
-    prompts = task.decode(used.rows()[:count])
+    prompts = task.asked(trial.split)[:count]
     human = list(task.references.get(trial.split, ()))[:count]
 
     def texts(name: str, beta: float, seed: int) -> list[str] | None:

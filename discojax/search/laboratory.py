@@ -114,10 +114,11 @@ class Laboratory:
                 f"{trial.prompts} are asked for: lower evaluation.prompts or evaluation.search_prompts."
             )
         prompts = Prompts(*(array[: trial.prompts] for array in prompts))
-        engine = make_engine(self.programs, task.params, task.pairs)
+        engine = make_engine(self.programs, task.params, task.pairs, task.frozen)
         observe = make_observe(
-            self.sampler, prompts, engine.params, margins=self.margins, held_out=task.held_out
-        )
+            self.sampler, prompts, engine.params,
+            frozen=engine.frozen, margins=self.margins, held_out=task.held_out,
+        )  # fmt: skip
         judge = make_judge(prompts, decode=task.decode, reward=task.reward[trial.split])
         return Station(engine, observe, judge)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from discojax import candidates, objectives
 from discojax.config import Config, dump
 from discojax.data import cache
 from discojax.errors import UserError
 from discojax.policies.decoder import DecoderConfig
+from discojax.policies.lora import LoraConfig
 from discojax.policies.sft import SftConfig
 from discojax.population.backend import choose_implementation
 from discojax.population.engine import make_programs
@@ -23,11 +26,12 @@ from discojax.population.training import chunk_for
 from discojax.search import archive as archives
 from discojax.search.archive import Archive
 from discojax.search.display import Bar, Display
+from discojax.search.judging import make_judge
 from discojax.search.laboratory import Contender, Laboratory
 from discojax.search.rungs import chunk_budgets
 from discojax.tasks import catalogue
 from discojax.tasks.measure import make_margins, make_sampler
-from discojax.tasks.types import Task, TaskConfig, assert_disjoint
+from discojax.tasks.types import OwnData, PretrainedConfig, Task, TaskConfig, assert_disjoint
 
 __all__ = ["build_laboratory", "build_tasks", "given", "open_run"]
 
@@ -108,7 +112,7 @@ def build_laboratory(
         accumulate=config.population.accumulate,
     )
     rows_per_device(mesh, step.batch, step.accumulate)
-    tasks = build_tasks(config, names, screen, held_out_pairs=held_out_pairs)
+    tasks = build_tasks(config, names, screen, held_out_pairs=held_out_pairs, mesh=mesh)
     first = next(iter(tasks.values()))
     assert_disjoint(
         [tasks[name] for name in (config.task.name,) if name in tasks],
@@ -138,6 +142,7 @@ def build_laboratory(
             lanes=config.population.lanes,
             tokens=config.task.completion_tokens,
             mesh=mesh,
+            frozen=first.frozen,
         ),
         make_sampler(first.graph, first.sampling, mesh=mesh, implementation=implementation, dtype=step.dtype),
         tasks,
@@ -149,7 +154,12 @@ def build_laboratory(
 
 
 def build_tasks(
-    config: Config, names: Sequence[str], screen: Display, *, held_out_pairs: int = 0
+    config: Config,
+    names: Sequence[str],
+    screen: Display,
+    *,
+    held_out_pairs: int = 0,
+    mesh: Mesh | None = None,
 ) -> dict[str, Task]:
     """The tasks of these names, by name."""
     bars: dict[str, Bar] = {}
@@ -160,16 +170,40 @@ def build_tasks(
             bars[stage] = screen.bar(what, total)
         bars[stage].update(done, what)
 
-    settings = TaskConfig(
-        DecoderConfig(**asdict(config.policy)),
+    settings = task_config(config, held_out_pairs)
+    tasks = catalogue.build_all(names, settings, mesh=mesh, judge=partial(make_judge, config), report=report)
+    for task in tasks.values():
+        for said in task.facts.get("data", ()):
+            screen.say(f"{task.name}: {said}.")
+    return tasks
+
+
+def task_config(config: Config, held_out_pairs: int = 0) -> TaskConfig:
+    """What the tasks of a run are made of."""
+    policy, task = config.policy, config.task
+    pretrained = None
+    if policy.pretrained is not None:
+        pretrained = PretrainedConfig(policy.pretrained, policy.tokenizer, policy.remat)
+    return TaskConfig(
+        DecoderConfig(
+            layers=policy.layers, width=policy.width, heads=policy.heads,
+            vocab_size=policy.vocab_size, max_length=policy.max_length,
+        ),
         SftConfig(**asdict(config.sft)),
-        prompt_tokens=config.task.prompt_tokens,
-        completion_tokens=config.task.completion_tokens,
-        pairs=config.task.pairs,
-        completions=config.task.completions,
-        temperature=config.task.temperature,
-        label_temperature=config.task.label_temperature,
-        seed=config.task.seed,
+        prompt_tokens=task.prompt_tokens,
+        completion_tokens=task.completion_tokens,
+        pairs=task.pairs,
+        completions=task.completions,
+        temperature=task.temperature,
+        label_temperature=task.label_temperature,
+        seed=task.seed,
         held_out_pairs=held_out_pairs,
-    )
-    return catalogue.build_all(names, settings, report=report)
+        dtype=config.population.dtype,
+        pretrained=pretrained,
+        lora=LoraConfig(**asdict(policy.lora)) if policy.lora.rank else None,
+        own=OwnData(
+            task.data, task.split, task.columns, task.prompts, task.prompts_split, task.prompts_columns,
+            task.openings, task.held_out_prompts, task.marker, task.style, task.reward,
+            config.evaluation.reward,
+        ),
+    )  # fmt: skip

@@ -38,7 +38,7 @@ from discojax.tasks.types import Task
 
 __all__ = ["Found", "Stage", "Transferred", "assert_fresh", "found_by", "transfer"]
 
-_RUNG = 5000  # of the first stage, in the archive; each has ten, the second for its tuning
+_RUNG, _APART = 5000, 800  # the first stage's in the archive, where its seeds begin, and to the next stage's
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,23 @@ def transfer(config: Config, tasks: Mapping[TaskName, Config]) -> Transferred:
     stages = []
     with open_run(config, resume) as archive, display() as screen:
         for number, (name, detail, settings, task) in enumerate(_stages(config, tasks)):
-            rung = _RUNG + 10 * number
+            rung = _RUNG + _APART * number
             trial = Trial(
                 rung, task, "report", settings.evaluation.steps, settings.search.betas,
                 seeds(config, rung, settings.evaluation.seeds), settings.evaluation.prompts,
             )  # fmt: skip
-            assert_fresh(found.seeds, (*trial.seeds, *seeds(config, rung + 1, 1)))
+            assert_fresh(found.seeds, (*trial.seeds, *seeds(config, _tuning(rung), 1)))
             settings = replace(settings, run=config.run)
             stages += _stage(settings, archive, contenders, trial, name, detail, found, baselines, screen,
                              rescored=number == 1)  # fmt: skip
     searched = {c.name: found.scores.get(c.name, np.nan) for c in contenders}
     finalists = tuple(c.name for c in found.finalists)
     return Transferred(source, config.run.path, finalists, baselines, searched, tuple(stages))
+
+
+def _tuning(rung: int) -> int:
+    """The rung of a stage's tuning, whose seed is beyond all of the stage's own."""
+    return rung + _APART - 1
 
 
 def _stages(config: Config, tasks: Mapping[TaskName, Config]) -> list[tuple[str, str, Config, TaskName]]:
@@ -158,7 +163,7 @@ def _stage(
     names = tuple(dict.fromkeys((config.task.name, trial.task)))
     laboratory = build_laboratory(config, archive, names, screen)
     if config.evaluation.learning_rates:
-        chosen = tune(config, laboratory, contenders, trial.task, screen, trial.rung + 1)
+        chosen = tune(config, laboratory, contenders, trial.task, screen, _tuning(trial.rung))
         contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
     measured = measure(laboratory, contenders, trial, screen, f"transfer: {name}")
     everyone = [*(c.name for c in found.finalists), *baselines]

@@ -14,31 +14,47 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Int
-from tokenizers import Tokenizer
 
-from discojax.data import cache
+from discojax.data import cache, hub_tokenizers, tokenizer
 from discojax.data.pairs import Pairs
 from discojax.data.reference import with_reference
+from discojax.data.text_tokenizer import TextTokenizer
 from discojax.policies import sft, weights
 from discojax.policies.decoder import Decoder
+from discojax.tasks.bases import Base, adapt
 from discojax.tasks.sampled_pairs import sample_pairs
-from discojax.tasks.types import Prompts, Report, Reward, Task, TaskConfig
+from discojax.tasks.types import Prompts, Report, Reward, SamplingConfig, Task, TaskConfig
 
-__all__ = ["VERSION", "finish", "preference_pairs", "supervised"]
+__all__ = ["VERSION", "finish", "preference_pairs", "referred", "supervised", "tokenizer_of"]
 
 VERSION = 1  # of the results of this file: raise it when they change
+
+
+def tokenizer_of(texts: Sequence[str], config: TaskConfig, root: Path | str | None) -> TextTokenizer:
+    """A tokenizer for the small decoder, trained on these texts."""
+    inputs = {
+        "texts": cache.content_hash(list(texts)),
+        "vocab_size": config.policy.vocab_size,
+        "version": tokenizer.VERSION,
+    }
+
+    def make(directory: Path) -> None:
+        trained = tokenizer.train(texts, config.policy.vocab_size)
+        cache.write_bytes(directory / "tokenizer.json", trained.to_str(pretty=True).encode())
+
+    return hub_tokenizers.ours(cache.build("tokenizer", inputs, make, root) / "tokenizer.json")
 
 
 def supervised(
     texts: str,
     sequences: Callable[[], tuple[Int[np.ndarray, "texts time"], Int[np.ndarray, " texts"]]],
-    tokens: Tokenizer,
+    tokens: TextTokenizer,
     config: TaskConfig,
     *,
     root: Path | str | None,
     report: Report,
-) -> tuple[nnx.GraphDef, Any, float]:
-    """The decoder after supervised training: its graph, its weights, its last loss in nats a token.
+) -> Base:
+    """The small decoder after supervised training.
 
     Args:
       texts: the content hash of what it is trained on.
@@ -51,7 +67,7 @@ def supervised(
     graph, state = nnx.split(Decoder(config.policy, rngs=nnx.Rngs(config.seed)))
     inputs = {
         "texts": texts,
-        "tokenizer": cache.content_hash(tokens.to_str()),
+        "tokenizer": cache.content_hash(tokens.tokenizer.to_str()),
         "policy": asdict(config.policy),
         "sft": asdict(config.sft),
         "seed": config.seed,
@@ -74,15 +90,14 @@ def supervised(
     directory = cache.build("policy", inputs, make, root)
     like = jax.eval_shape(lambda: state)
     params = weights.load(like, directory / "policy.safetensors")
-    return graph, params, float((directory / "loss.txt").read_text())
+    identity = cache.content_hash([np.asarray(x) for x in jax.tree.leaves(params)])
+    return Base(graph, params, tokens, identity, float((directory / "loss.txt").read_text()))
 
 
 def preference_pairs(
     name: str,
-    graph: nnx.GraphDef,
-    params: Any,
+    base: Base,
     prompts: Prompts,
-    tokens: Tokenizer,
     logit: Reward,
     reward: str,
     count: int,
@@ -96,9 +111,8 @@ def preference_pairs(
 
     Args:
       name: of the task, for the report.
-      graph, params: the supervised policy.
+      base: the supervised policy.
       prompts: one for each pair; a few are dropped, so have some to spare.
-      tokens: the tokenizer.
       logit: labels the pairs, and
       reward: is its content hash.
       count: pairs wanted.
@@ -106,10 +120,10 @@ def preference_pairs(
       root: the cache's directory.
       report: told how it goes.
     """  # noqa: D205
-    sampling = config.sampling
+    sampling = base.sampling(config)
     inputs = {
-        "params": cache.content_hash([np.asarray(x) for x in jax.tree.leaves(params)]),
-        "policy": asdict(config.policy),  # heads change what the same weights do
+        "params": base.identity,
+        "policy": asdict(base.config),  # heads change what the same weights do
         "prompts": cache.content_hash(list(prompts)),
         "reward": reward,
         "sampling": asdict(sampling),
@@ -122,9 +136,9 @@ def preference_pairs(
 
     def make(directory: Path) -> None:
         pairs, dropped = sample_pairs(
-            graph, params, prompts, config=sampling, seed=config.seed, logit=logit,
+            base.graph, base.params, prompts, config=sampling, seed=config.seed, logit=logit,
             completions=config.completions, label_temperature=config.label_temperature,
-            decode=lambda rows: tokens.decode_batch([[int(i) for i in row] for row in rows]),
+            decode=base.tokenizer.decode_batch,
             progress=lambda done, total: report(f"preference pairs ({name})", done, total),
         )  # fmt: skip
         arrays = {key: x[:count] for key, x in pairs._asdict().items() if x is not None}
@@ -134,18 +148,22 @@ def preference_pairs(
     with np.load(directory / "pairs.npz") as saved:
         arrays = dict(saved)
     dropped = int(arrays.pop("dropped"))
-    pairs = with_reference(
-        Pairs(**arrays), graph, params, tokens=config.completion_tokens, root=root,
+    return referred(Pairs(**arrays), base, config, root=root, report=report), dropped
+
+
+def referred(
+    pairs: Pairs, base: Base, config: TaskConfig, *, root: Path | str | None, report: Report
+) -> Pairs:
+    """Pairs with log-probabilities under the base, in the dtype that policies are trained in."""
+    return with_reference(
+        pairs, base.graph, base.params, tokens=config.completion_tokens, dtype=config.dtype, root=root,
         progress=lambda done, total: report("reference log-probabilities", done, total),
     )  # fmt: skip
-    return pairs, dropped
 
 
 def finish(
     name: str,
-    graph: nnx.GraphDef,
-    params: Any,
-    tokens: Tokenizer,
+    base: Base,
     config: TaskConfig,
     *,
     pairs: Pairs,
@@ -155,27 +173,36 @@ def finish(
     rewards: Mapping[str, str],
     facts: Mapping[str, Any],
     references: Mapping[str, Sequence[str]] | None = None,
+    texts: Mapping[str, Sequence[str]] | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> Task:
     """All of it as a `Task`, with the hash of its content and the sizes among its facts."""
-    sampling = config.sampling
-    identity = cache.content_hash(
-        {
-            "name": name,
-            "params": [np.asarray(x) for x in jax.tree.leaves(params)],
-            "pairs": dict(pairs._asdict()),
-            "prompts": {split: list(p) for split, p in prompts.items()},
-            "rewards": dict(rewards),
-            "sampling": asdict(sampling),
-            "held_out": None if held_out is None else dict(held_out._asdict()),
-            "references": {split: list(texts) for split, texts in (references or {}).items()},
-        }
-    )
+    sampling = sampling or base.sampling(config)
+    graph, params, frozen = adapt(base, config.lora, config.seed)
+    small = config.pretrained is None
+    content = {
+        "name": name,
+        "params": [np.asarray(x) for x in jax.tree.leaves(base.params)] if small else base.identity,
+        "pairs": dict(pairs._asdict()),
+        "prompts": {split: list(p) for split, p in prompts.items()},
+        "rewards": dict(rewards),
+        "sampling": asdict(sampling),
+        "held_out": None if held_out is None else dict(held_out._asdict()),
+        "references": {split: list(texts) for split, texts in (references or {}).items()},
+    }
+    if config.lora is not None:
+        content["lora"] = asdict(config.lora)
     sizes = {
         "pairs": len(pairs.prompt_length),
         "prompts": {split: len(p.lengths) for split, p in prompts.items()},
         "parameters": int(sum(np.size(x) for x in jax.tree.leaves(params))),
     }
+    if frozen is not None:
+        sizes["frozen parameters"] = int(sum(np.size(x) for x in jax.tree.leaves(frozen)))
+    if base.loss is not None:
+        sizes["supervised loss"] = base.loss
     return Task(
-        name, graph, params, tokens, pairs, sampling, prompts, reward, identity, {**sizes, **facts},
-        rewards, held_out, references or {},
+        name, graph, params, base.tokenizer.tokenizer, pairs, sampling, prompts, reward,
+        cache.content_hash(content), {**sizes, **facts}, rewards, held_out, references or {}, frozen,
+        texts or {},
     )  # fmt: skip

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from discojax.data import reviews as reviews_data
 from discojax.errors import UserError, nearest
-from discojax.tasks import overlap, reviews, rewards, summaries
+from discojax.tasks import overlap, preferences, reviews, rewards, summaries
+from discojax.tasks.bases import pretrained_base
+from discojax.tasks.judges import Judge
 from discojax.tasks.types import Report, Reward, Task, TaskConfig
 
 __all__ = ["NAMES", "build_all", "other_reward"]
 
-NAMES = ("rotten_tomatoes", "imdb", "tldr")
+NAMES = ("rotten_tomatoes", "imdb", "tldr", "preferences")
+_ALONE = ("tldr", "preferences")  # have a policy of their own
 
 
 def build_all(
     names: Sequence[str],
     config: TaskConfig,
     *,
+    mesh: Mesh | None = None,
+    judge: Callable[[str], Judge | None] | None = None,
     root: Path | str | None = None,
     report: Report = lambda what, done, total: None,
 ) -> dict[str, Task]:
     """The tasks of these names, built or read from the cache; those of reviews share one policy.
+
+    Args:
+      names: of `NAMES`.
+      config: see `TaskConfig`.
+      mesh: where the weights of a policy that is there already are to lie.
+      judge: see `tasks.preferences`.
+      root: the cache's directory.
+      report: told how the building goes.
 
     Raises:
       UserError: no task has one of the names; two of them cannot share a policy; or one cannot be built.
@@ -35,14 +49,19 @@ def build_all(
             raise UserError(
                 f"No task is called {name!r}: choose one of {', '.join(NAMES)}.{nearest(name, NAMES)}"
             )
-    if "tldr" in names and len(names) > 1:
+    if set(_ALONE) & set(names) and len(names) > 1:
         raise UserError(
             f"The tasks {' and '.join(names)} have different policies, which one run cannot train together: "
             "set task.name and task.held_out to the same one, or `transfer` a run's finalists to the other."
         )
+    if names == ("preferences",):
+        preferences.check_rewards(config.own)  # before weights are read
+    base = pretrained_base(config, mesh=mesh, root=root, report=report)
     if names == ("tldr",):
-        return {"tldr": summaries.build(config, root=root, report=report)}
-    foundation = reviews.lay_foundation(config, root=root, report=report)
+        return {"tldr": summaries.build(config, base=base, root=root, report=report)}
+    if names == ("preferences",):
+        return {"preferences": preferences.build(config, base=base, judge=judge, root=root, report=report)}
+    foundation = reviews.lay_foundation(config, base=base, root=root, report=report)
     return {
         name: reviews.build(name, config, foundation=foundation, root=root, report=report) for name in names
     }
@@ -61,5 +80,7 @@ def other_reward(task: Task, split: str, *, root: Path | str | None = None) -> t
             return overlap.rouge(completions, [known[prompt] for prompt in prompts])["rougeL"]
 
         return "ROUGE-L", overlap_of
+    if task.name == "preferences":
+        return "the search's", task.reward["search"]
     model = rewards.build(reviews_data.load(), "reward_report", root=root, units="characters")
     return "characters instead of words", reviews.of_text(model.score)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from discojax.data import cache
 from discojax.errors import UserError
 from discojax.tasks.types import Reward
 
-__all__ = ["Ask", "Judge", "LanguageModelJudge", "RewardJudge", "Verdicts", "parse", "question"]
+__all__ = ["Ask", "Judge", "Kind", "LanguageModelJudge", "RewardJudge", "Verdicts", "parse", "question"]
 
 Ask = Callable[[str], str]
 """Puts a question to a language model and gives its answer. Raises UserError if none came."""
@@ -87,20 +87,44 @@ class RewardJudge:
         return Verdicts(win, 2.0 * (known & (ours == theirs)), 2.0 * ~known, np.zeros(len(win)))
 
 
-def question(post: str, a: str, b: str) -> str:
-    """What a language model is asked, after the concise form of Rafailov et al. (2023) in our own words."""
-    return (
+Kind = Literal["summaries", "replies"]
+"""What a judge compares."""
+
+_ASKED: dict[Kind, tuple[str, str, str]] = {
+    "summaries": (
         "Here are a text and two summaries of it. Decide which summary does the better job of giving the "
         "text's most important points, leaving out details that do not matter. A good summary is precise "
-        "and short.\n\n"
-        f"Text:\n{post}\n\nSummary A:\n{a or '(empty)'}\n\nSummary B:\n{b or '(empty)'}\n\n"
+        "and short.",
+        "Text",
+        "Summary",
+    ),
+    "replies": (
+        "Here are what somebody wrote and two replies to it. Decide which reply is the better one: more "
+        "helpful, more accurate and more to the point. Its length does not matter.",
+        "Written",
+        "Reply",
+    ),
+}
+
+
+def question(post: str, a: str, b: str, kind: Kind = "summaries") -> str:
+    """What a language model is asked; of summaries, after the concise form of Rafailov et al. (2023).
+
+    In our own words.
+    """
+    asked, given, item = _ASKED[kind]
+    return (
+        f"{asked}\n\n"
+        f"{given}:\n{post}\n\n{item} A:\n{a or '(empty)'}\n\n{item} B:\n{b or '(empty)'}\n\n"
         "Answer with two lines and nothing else. The first compares the two in one sentence and says which "
         "you prefer and why. The second holds one word: A, B, or TIE if neither is better.\n"
         "Comparison: <one sentence>\nPreferred: <A, B or TIE>"
     )
 
 
-_PREFERRED = re.compile(r"^\W*preferred\W*(?:summary\W*)?(a|b|tie)\W*$", re.IGNORECASE | re.MULTILINE)
+_PREFERRED = re.compile(
+    r"^\W*preferred\W*(?:(?:summary|reply)\W*)?(a|b|tie)\W*$", re.IGNORECASE | re.MULTILINE
+)
 _ALONE = re.compile(r"\W*(a|b|tie)\W*", re.IGNORECASE)
 
 
@@ -126,6 +150,7 @@ class LanguageModelJudge:
       model: its name and whatever else decides its answers: part of what a reply is kept by.
       post: the text that is summarised, of a prompt.
       root: the cache's directory; by default `data.cache.default_root()`.
+      kind: what it compares.
     """
 
     ask: Ask
@@ -133,6 +158,7 @@ class LanguageModelJudge:
     post: Callable[[Sequence[str]], list[str]] = list
     root: Path | str | None = None
     proxy: bool = False
+    kind: Kind = "summaries"
 
     @property
     def name(self) -> str:
@@ -147,7 +173,7 @@ class LanguageModelJudge:
         """
         posts = self.post(prompts)
         orders = [
-            [question(post, a, b) for post, a, b in zip(posts, one, other, strict=True)]
+            [question(post, a, b, self.kind) for post, a, b in zip(posts, one, other, strict=True)]
             for one, other in ((first, second), (second, first))
         ]
         same = [a.strip() == b.strip() for a, b in zip(first, second, strict=True)]

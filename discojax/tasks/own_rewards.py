@@ -1,4 +1,4 @@
-"""Rewards of one's own: a Python function, or a classifier in Transformers' format.
+"""Rewards of one's own: a Python function, a classifier in Transformers' format, a judge, or ROUGE.
 
 What such a reward says is checked each time: as many numbers as texts. One that is not finite is a
 failure of its lane, with the count of them, and never a zero.
@@ -6,7 +6,9 @@ failure of its lane, with the count of them, and never a zero.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,12 +19,17 @@ import jax
 import numpy as np
 from flax import nnx
 
+from discojax.data import cache
 from discojax.errors import UserError, nearest
+from discojax.policies.pretrained.locating import locate
+from discojax.tasks import overlap
+from discojax.tasks.judges import Judge
 from discojax.tasks.types import Reward
 
-__all__ = ["classifier", "entry_point", "own_reward"]
+__all__ = ["classifier", "entry_point", "identify", "judged", "needs_answers", "overlapping", "own_reward"]
 
 _ROWS = 32  # texts a call
+_LOST = 20  # of so many completions one may be without a verdict
 _STEP = 32  # texts are padded to a multiple of this many tokens, so that few lengths are compiled
 
 
@@ -36,6 +43,58 @@ def own_reward(name: str) -> Reward:
     if colon and module != "hf":
         return entry_point(module, function)
     return classifier(function if colon else name)
+
+
+def identify(name: str) -> str:
+    """A hash of what `name` means as a reward: of a module's source or a classifier's weights, if at hand."""
+    module, colon, function = name.partition(":")
+    if colon and module != "hf":
+        spec = None if module == "judge" else importlib.util.find_spec(module)
+        origin = spec.origin if spec else None
+        source = Path(origin).read_bytes() if origin and origin.endswith(".py") else b""
+        return cache.content_hash({"name": name, "source": source})
+    if name == "rouge":
+        return cache.content_hash({"name": name, "version": overlap.VERSION})
+    place = locate(function if colon else name)
+    digests = []
+    for file in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return cache.content_hash({"classifier": digests})
+
+
+def needs_answers(name: str) -> bool:
+    """Whether a reward compares with what people wrote."""
+    return name == "rouge" or name.startswith("judge:")
+
+
+def overlapping(answers: Mapping[str, str]) -> Reward:
+    """ROUGE-L with what a person wrote to each prompt: a proxy."""
+    return lambda prompts, completions: overlap.rouge(completions, [answers[p] for p in prompts])["rougeL"]
+
+
+def judged(judge: Judge, answers: Mapping[str, str], counts: dict[str, int]) -> Reward:
+    """How a judge prefers a completion to what a person wrote to its prompt: 0, 0.25, ... 1.
+
+    Where few completions have no verdict (one in `_LOST` at most) these count as ties, as neither a win
+    nor a loss; where more have none, all of them are NaN, which fails their lane.
+
+    Args:
+      judge: see `Judge`.
+      answers: what people wrote, by prompt.
+      counts: is told how many verdicts there were, and how many replies were none.
+    """
+
+    def reward(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+        verdicts = judge.compare(prompts, completions, [answers[prompt] for prompt in prompts])
+        missing = ~np.isfinite(verdicts.win)
+        counts["completions judged"] = counts.get("completions judged", 0) + len(missing)
+        for what in ("unparseable", "unanswered"):
+            counts[what] = counts.get(what, 0) + int(getattr(verdicts, what).sum())
+        few = missing.sum() * _LOST <= len(missing)
+        return np.asarray(np.where(missing & few, 0.5, verdicts.win), np.float32)
+
+    return reward
 
 
 def entry_point(module: str, function: str) -> Reward:

@@ -8,19 +8,20 @@ models, the supervised policy, sampled preference pairs, the reference's log-pro
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from flax import nnx
-from tokenizers import Tokenizer
 
-from discojax.data import reviews, tokenizer
+from discojax.data import hub_tokenizers, reviews, tokenizer
 from discojax.data.pairs import Pairs
+from discojax.data.readers import read_rows
+from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError, nearest
 from discojax.tasks import building, rewards
+from discojax.tasks.bases import Base
 from discojax.tasks.types import Prompts, Report, Reward, Task, TaskConfig
 
 __all__ = ["SPLITS", "Foundation", "build", "lay_foundation", "of_text"]
@@ -35,42 +36,63 @@ _OPENING = 240  # characters, which hold any prompt
 class Foundation:
     """What all packaged tasks of one `TaskConfig` stand on; see `lay_foundation`."""
 
-    tokenizer: Tokenizer
+    base: Base
     rewards: Mapping[str, rewards.RewardModel]
-    graph: nnx.GraphDef
-    params: Any
-    loss: float
     prompts: Mapping[tuple[str, str], Prompts]
 
 
 def lay_foundation(
     config: TaskConfig,
     *,
+    base: Base | None = None,
     root: Path | str | None = None,
     report: Report = lambda what, done, total: None,
 ) -> Foundation:
     """Tokenizer, reward models, supervised policy and prompts, built or read from the cache.
 
+    Args:
+      config: see `TaskConfig`.
+      base: a policy that is there already, in place of one that is trained here.
+      root: the cache's directory.
+      report: told how it goes.
+
     Raises:
       UserError: the reviews are not installed, or the cache cannot be written.
     """
     report("reviews", 0, 1)
-    texts = reviews.load()
+    texts = _through_tfds(root)
     report("reviews", 1, 1)
-    report("tokenizer", 0, 1)
-    tokens = tokenizer.load(tokenizer.build(texts, config.policy.vocab_size, root))
-    report("tokenizer", 1, 1)
     models = {}
     for done, fold in enumerate(rewards.ROLES):
         report("reward models", done, len(rewards.ROLES))
         models[fold] = rewards.build(texts, fold, root=root)
     report("reward models", len(rewards.ROLES), len(rewards.ROLES))
+    base = base or _supervised(texts, config, root, report)
+    return Foundation(base, models, _all_prompts(texts, base, config))
+
+
+def _through_tfds(root: Path | str | None) -> reviews.Reviews:
+    """The reviews, read as any TFDS data set is, from what our builder wrote of them.
+
+    Without TFDS, which is an extra, they are read from their package: the same rows in the same order.
+    """
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        return reviews.load()
+    from discojax.tasks import builders
+
+    rows = [row for _, row in read_rows(str(builders.prepare(builders.FilmReviews, root)), "train")]
+    return reviews.from_rows(rows)
+
+
+def _supervised(texts: reviews.Reviews, config: TaskConfig, root: Path | str | None, report: Report) -> Base:
+    report("tokenizer", 0, 1)
+    tokens = hub_tokenizers.ours(tokenizer.build(texts, config.policy.vocab_size, root))
+    report("tokenizer", 1, 1)
     corpus = reviews.fold(texts, None, "policy")
-    graph, params, loss = building.supervised(
+    return building.supervised(
         corpus.sha256, lambda: _windows(corpus.texts, tokens, config.policy.max_length), tokens, config,
         root=root, report=report,
     )  # fmt: skip
-    return Foundation(tokens, models, graph, params, loss, _all_prompts(texts, tokens, config))
 
 
 def build(
@@ -98,18 +120,17 @@ def build(
             f"No task is called {name!r}: choose one of {', '.join(reviews.SOURCES)}."
             f"{nearest(name, reviews.SOURCES)}"
         )
-    base = foundation or lay_foundation(config, root=root, report=report)
-    models = base.rewards
+    ground = foundation or lay_foundation(config, root=root, report=report)
+    base, models = ground.base, ground.rewards
     label = models["reward_label"]
 
     def pairs(given: Prompts, count: int) -> tuple[Pairs, int]:
         return building.preference_pairs(
-            name, base.graph, base.params, given, base.tokenizer, of_text(label.logit), label.sha256,
-            count, config, root=root, report=report,
+            name, base, given, of_text(label.logit), label.sha256, count, config, root=root, report=report,
         )  # fmt: skip
 
-    splits = {split: base.prompts[name, f"prompts_{split}"] for split in SPLITS}
-    training, dropped = pairs(_first(base.prompts[name, "policy"], _spare(config.pairs)), config.pairs)
+    splits = {split: ground.prompts[name, f"prompts_{split}"] for split in SPLITS}
+    training, dropped = pairs(_first(ground.prompts[name, "policy"], _spare(config.pairs)), config.pairs)
     held_out = None
     if config.held_out_pairs:
         # From the far end of the report's prompts, whose texts nothing was trained on.
@@ -122,7 +143,7 @@ def build(
         splits["report"] = Prompts(*(array[:-spare] for array in whole))
         held_out, _ = pairs(Prompts(*(array[-spare:] for array in whole)), config.held_out_pairs)
     return building.finish(
-        name, base.graph, base.params, base.tokenizer, config,
+        name, base, config,
         pairs=training,
         held_out=held_out,
         prompts=splits,
@@ -132,7 +153,6 @@ def build(
         },
         facts={
             "pairs left out": dropped,
-            "supervised loss": base.loss,
             "rewards": {fold: models[fold].metadata["accuracy"] for fold in rewards.ROLES},
         },
     )  # fmt: skip
@@ -151,14 +171,14 @@ def _first(prompts: Prompts, count: int) -> Prompts:
     return Prompts(*(array[:count] for array in prompts))
 
 
-def _windows(texts: Sequence[str], tokens: Tokenizer, time: int, most: int = 4):
+def _windows(texts: Sequence[str], tokens: TextTokenizer, time: int, most: int = 4):
     """Supervised sequences: the first windows of each text, each begun with `<bos>`.
 
     A text that ends within a window is closed with `<eos>` there.
     """
     rows, lengths = [], []
     room = time - 1
-    for ids in tokenizer.encode_batch(tokens, texts):
+    for ids in tokens.encode_batch(texts):
         for start in range(0, min(len(ids), most * room), room):
             window = [tokenizer.BOS, *ids[start : start + room]]
             if len(window) < time:
@@ -170,7 +190,7 @@ def _windows(texts: Sequence[str], tokens: Tokenizer, time: int, most: int = 4):
     return np.asarray(rows, np.int32), np.asarray(lengths, np.int32)
 
 
-def _all_prompts(texts: reviews.Reviews, tokens: Tokenizer, config: TaskConfig):
+def _all_prompts(texts: reviews.Reviews, base: Base, config: TaskConfig):
     """The prompts of every source and role: beginnings of texts, 2 to `prompt_tokens` tokens long.
 
     No two are equal, whatever their source and role: what a policy is measured on it was not
@@ -186,12 +206,10 @@ def _all_prompts(texts: reviews.Reviews, tokens: Tokenizer, config: TaskConfig):
             sizes = generator.integers(2, config.prompt_tokens, size=len(openings), endpoint=True)
             rows = []
             for place in generator.permutation(len(openings)):
-                ids = tokenizer.encode(tokens, openings[place])
-                row = (tokenizer.BOS, *ids[: sizes[place]])
+                ids = base.tokenizer.encode(openings[place])
+                row = base.begun(ids[: sizes[place]])
                 if len(ids) > config.prompt_tokens and row not in seen:
                     seen.add(row)
                     rows.append(row)
-            padded = [[*row, *[tokenizer.PAD] * (1 + config.prompt_tokens - len(row))] for row in rows]
-            lengths = np.asarray([len(row) for row in rows], np.int32)
-            found[source, role] = Prompts(np.asarray(padded, np.int32), lengths)
+            found[source, role] = Prompts.of(rows, 1 + config.prompt_tokens, base.tokenizer.pad_id)
     return found

@@ -15,15 +15,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from tokenizers import Tokenizer
 
 from discojax.data import cache, tokenizer
 from discojax.data.pairs import Pairs
 from discojax.data.readers import Broken, read_rows
+from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
 from discojax.tasks import building, overlap
+from discojax.tasks.bases import Base
 from discojax.tasks.sampled_pairs import sample_completions
 from discojax.tasks.types import Prompts, Report, Task, TaskConfig
 
@@ -78,6 +78,7 @@ class _Left:
 def build(
     config: TaskConfig,
     *,
+    base: Base | None = None,
     source: str | None = None,
     name: str = "tldr",
     root: Path | str | None = None,
@@ -87,6 +88,7 @@ def build(
 
     Args:
       config: see `TaskConfig`; `prompt_tokens` are a post's, `MARKER` included.
+      base: a policy that is there already, in place of one that is trained here.
       source: rows of `document` and `summary`, see `data.readers.read_rows`; by default the docstrings
         of installed libraries, as our TFDS builder writes them.
       name: what the task is called.
@@ -97,8 +99,14 @@ def build(
       UserError: the source cannot be read or has too few posts; prompts are too short for any.
     """
     documents = _documents(source, root, report)
-    tokens = _tokenizer([f"{body}{MARKER} {summary}" for body, summary in documents["policy"]], config, root)
-    marker = tokenizer.encode(tokens, MARKER)
+    tokens = (
+        base.tokenizer
+        if base
+        else building.tokenizer_of(
+            [f"{body}{MARKER} {summary}" for body, summary in documents["policy"]], config, root
+        )
+    )
+    marker = tokens.encode(MARKER)
     if config.prompt_tokens < len(marker) + 8:
         raise UserError(
             f"task.prompt_tokens is {config.prompt_tokens}, too few for a post to summarise: "
@@ -108,7 +116,7 @@ def build(
     seen: set[tuple[int, ...]] = set()  # posts may be one once they are shortened
     for role in reversed(ROLES):  # what measures goes first, so training gives up what they share
         posts[role], left[role] = _posts(documents[role], tokens, marker, config, seen)
-    graph, params, loss = building.supervised(
+    base = base or building.supervised(
         cache.content_hash([list(posts["policy"].prompts), posts["policy"].references]),
         lambda: _sequences(posts["policy"], config),
         tokens, config, root=root, report=report,
@@ -116,22 +124,20 @@ def build(
 
     def sampled(role: str) -> list[str]:
         return sample_completions(
-            graph, params, posts[role].prompts, config=config.sampling, seed=config.seed + 7919,
-            decode=_decoder(tokens),
+            base.graph, base.params, posts[role].prompts, config=base.sampling(config),
+            seed=config.seed + 7919, decode=tokens.decode_batch,
             progress=lambda done, total: report(f"summaries for the {role.replace('_', ' ')}", done, total),
         )  # fmt: skip
 
-    weights = cache.content_hash([np.asarray(x) for x in jax.tree.leaves(params)])
     models = {
-        role: _reward(role, posts[role], sampled, tokens, weights, config, root)
+        role: _reward(role, posts[role], sampled, base, config, root)
         for role in ("reward_label", "reward_search", "reward_report")
     }
 
     def pairs(given: Prompts, count: int) -> tuple[Pairs, int]:
         label = models["reward_label"]
         return building.preference_pairs(
-            name, graph, params, given, tokens, label.logit, label.sha256, count, config,
-            root=root, report=report,
+            name, base, given, label.logit, label.sha256, count, config, root=root, report=report,
         )  # fmt: skip
 
     splits = {split: posts[f"prompts_{split}"] for split in _SPLITS}
@@ -149,7 +155,7 @@ def build(
     spare = config.pairs + config.pairs // 20 + 8
     training, dropped = pairs(posts["policy"].take(slice(spare)).prompts, config.pairs)
     return building.finish(
-        name, graph, params, tokens, config,
+        name, base, config,
         pairs=training,
         held_out=held_out,
         prompts={split: found.prompts for split, found in splits.items()},
@@ -161,7 +167,6 @@ def build(
         references={split: found.references for split, found in splits.items()},
         facts={
             "pairs left out": dropped,
-            "supervised loss": loss,
             "proxy accuracy": {role: model.metadata["accuracy"] for role, model in models.items()},
             "posts left out for a summary that is too long": sum(n.long_summaries for n in left.values()),
             "posts left out for beginning as another": sum(n.repeated for n in left.values()),
@@ -205,36 +210,23 @@ def _text(value: object) -> str:
     return " ".join(text.split()) if isinstance(text, str) else ""
 
 
-def _tokenizer(texts: Sequence[str], config: TaskConfig, root) -> Tokenizer:
-    inputs = {
-        "texts": cache.content_hash(list(texts)),
-        "vocab_size": config.policy.vocab_size,
-        "version": tokenizer.VERSION,
-    }
-
-    def make(directory: Path) -> None:
-        trained = tokenizer.train(texts, config.policy.vocab_size)
-        cache.write_bytes(directory / "tokenizer.json", trained.to_str(pretty=True).encode())
-
-    return tokenizer.load(cache.build("tokenizer", inputs, make, root) / "tokenizer.json")
-
-
 def _posts(
     rows: Sequence[tuple[str, str]],
-    tokens: Tokenizer,
+    tokens: TextTokenizer,
     marker: list[int],
     config: TaskConfig,
     seen: set[tuple[int, ...]],
 ) -> tuple[Posts, _Left]:
     """Posts whose human summary fits into a completion: one that is cut would be judged for its end."""
     room = config.prompt_tokens - len(marker)
-    bodies = tokenizer.encode_batch(tokens, [body for body, _ in rows])
-    summaries = tokenizer.encode_batch(tokens, [f" {summary}" for _, summary in rows])
+    bodies = tokens.encode_batch([body for body, _ in rows])
+    summaries = tokens.encode_batch([f" {summary}" for _, summary in rows])
+    begin = [] if tokens.bos_id is None else [tokens.bos_id]
     prompts: list[list[int]] = []
     kept: list[list[int]] = []
     long_summaries = repeated = shortened = 0
     for body, summary in zip(bodies, summaries, strict=True):
-        prompt = [tokenizer.BOS, *body[:room], *marker]
+        prompt = [*begin, *body[:room], *marker]
         if len(summary) >= config.completion_tokens:
             long_summaries += 1
         elif tuple(prompt) in seen:
@@ -242,14 +234,10 @@ def _posts(
         else:
             seen.add(tuple(prompt))
             prompts.append(prompt)
-            kept.append([*summary, tokenizer.EOS])
+            kept.append([*summary, tokens.eos_id])
             shortened += len(body) > room
-    width = 1 + config.prompt_tokens
-    ids = np.asarray([row + [tokenizer.PAD] * (width - len(row)) for row in prompts], np.int32)
-    lengths = np.asarray([len(row) for row in prompts], np.int32)
-    references = tokens.decode_batch(kept, skip_special_tokens=True)
-    found = Posts(Prompts(ids.reshape(-1, width), lengths), references, kept)
-    return found, _Left(long_summaries, repeated, shortened)
+    padded = Prompts.of(prompts, 1 + config.prompt_tokens, tokens.pad_id)
+    return Posts(padded, tokens.decode_batch(kept), kept), _Left(long_summaries, repeated, shortened)
 
 
 def _sequences(posts: Posts, config: TaskConfig):
@@ -260,14 +248,14 @@ def _sequences(posts: Posts, config: TaskConfig):
     return np.asarray(padded, np.int32), np.asarray([min(len(row), time) for row in rows], np.int32)
 
 
-def _reward(role: str, posts: Posts, sampled, tokens, weights: str, config: TaskConfig, root):
+def _reward(role: str, posts: Posts, sampled, base: Base, config: TaskConfig, root):
     """The cached reward model of a fold: the human's summary against one sampled for the same post."""
     import sklearn
 
     inputs = {
         "posts": cache.content_hash([list(posts.prompts), posts.references]),
-        "weights": weights,
-        "policy": {"heads": config.policy.heads},
+        "weights": base.identity,
+        "policy": {"heads": base.config.heads},
         "temperature": config.temperature,
         "tokens": config.completion_tokens,
         "seed": config.seed,
@@ -276,18 +264,12 @@ def _reward(role: str, posts: Posts, sampled, tokens, weights: str, config: Task
     }
 
     def make(directory: Path) -> None:
-        bodies = bodies_of(_decoder(tokens)(posts.prompts.rows()))
+        bodies = bodies_of(base.tokenizer.decode_batch(posts.prompts.rows()))
         overlap.save(directory, overlap.train(bodies, posts.references, sampled(role), config.seed))
 
     return overlap.load(cache.build(role.replace("_", "-"), inputs, make, root), bodies_of)
 
 
-def bodies_of(prompts: Sequence[str]) -> list[str]:
-    """The posts of prompts, without `MARKER` behind them."""
-    return [prompt.removesuffix(MARKER) for prompt in prompts]
-
-
-def _decoder(tokens: Tokenizer):
-    return lambda rows: tokens.decode_batch(
-        [[int(i) for i in row] for row in rows], skip_special_tokens=True
-    )  # fmt: skip
+def bodies_of(prompts: Sequence[str], marker: str = MARKER) -> list[str]:
+    """The posts of prompts, without `marker` behind them."""
+    return [prompt.removesuffix(marker) for prompt in prompts]

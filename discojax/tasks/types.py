@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 
-from discojax.data import tokenizer
 from discojax.data.pairs import Pairs
 from discojax.errors import UserError
 from discojax.policies.decoder import DecoderConfig
+from discojax.policies.lora import LoraConfig
 from discojax.policies.sft import SftConfig
 
-__all__ = ["Prompts", "Report", "Reward", "SamplingConfig", "Task", "TaskConfig", "assert_disjoint", "read"]
+__all__ = [
+    "OwnData",
+    "PretrainedConfig",
+    "Prompts",
+    "Report",
+    "Reward",
+    "SamplingConfig",
+    "Task",
+    "TaskConfig",
+    "assert_disjoint",
+    "read",
+]
 
 Reward = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " texts"]]
 """Scores completions: `reward(prompts, completions) -> [n]`, where prompt + completion is the text.
@@ -32,6 +43,12 @@ class Prompts(NamedTuple):
 
     ids: Int[np.ndarray, "prompts time"]
     lengths: Int[np.ndarray, " prompts"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], width: int, pad_id: int) -> Prompts:
+        """Rows of tokens, each at most `width` long, padded."""
+        ids = np.asarray([[*row, *[pad_id] * (width - len(row))] for row in rows], np.int32)
+        return cls(ids.reshape(-1, width), np.asarray([len(row) for row in rows], np.int32))
 
     def rows(self) -> list[tuple[int, ...]]:
         """Each prompt's tokens, without padding."""
@@ -49,11 +66,56 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
-class TaskConfig:
-    """What a packaged task is made of.
+class PretrainedConfig:
+    """A policy that is there already, in place of the small one.
 
     Attributes:
-      policy: the small decoder.
+      source: a directory, a GGUF file, an id on the hub, or `smollm2`; see `policies.pretrained.load`.
+      tokenizer: where its tokenizer is, if not there.
+      remat: `DecoderConfig.remat`.
+    """
+
+    source: str
+    tokenizer: str = ""
+    remat: Literal["none", "dots", "block"] = "none"
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """What the task `preferences` is made of; see `tasks.preferences`.
+
+    Attributes:
+      pairs, split, columns: preference pairs, see `data.readers.read_rows` and `data.sources.Columns`.
+      prompts, prompts_split, prompts_columns: what is reported on: a source of the same kinds, and its
+        columns of prompts and of what people wrote, "" if there is none. "" for prompts: the pairs' own.
+      openings: only a few tokens of each of `prompts`, from its beginning, are a prompt.
+      held_out: the share of the pairs' prompts that nothing trains on.
+      marker: what every prompt ends with.
+      style: how prompts are written; see `data.chat.choose_style`.
+      reward: of the search and of what chooses; see `tasks.own_rewards`.
+      report_reward: of the report; one of the two may be "", and is then the other.
+    """
+
+    pairs: str = ""
+    split: str = "train"
+    columns: tuple[str, str, str] = ("prompt", "chosen", "rejected")
+    prompts: str = ""
+    prompts_split: str = "test"
+    prompts_columns: tuple[str, str] = ("prompt", "")
+    openings: bool = False
+    held_out: float = 0.3
+    marker: str = ""
+    style: Literal["auto", "plain", "chat"] = "auto"
+    reward: str = ""
+    report_reward: str = ""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What a task is made of.
+
+    Attributes:
+      policy: the small decoder, which `pretrained` replaces.
       sft: how it learns to write.
       prompt_tokens: prompts have at most this many tokens after the beginning-of-sequence.
       completion_tokens: the longest completion.
@@ -63,6 +125,10 @@ class TaskConfig:
       label_temperature: of the Bradley-Terry labels, in logits of the labelling reward.
       seed: of everything built here; a run's own seed is another.
       held_out_pairs: pairs of prompts that nothing trains on, on which accuracy is measured.
+      dtype: what policies compute in.
+      pretrained: a policy in place of the small one, used as it is.
+      lora: adapters that train in place of all weights.
+      own: what the task `preferences` is made of.
     """
 
     policy: DecoderConfig
@@ -75,11 +141,10 @@ class TaskConfig:
     label_temperature: float = 0.25
     seed: int = 0
     held_out_pairs: int = 0
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        """How completions are drawn."""
-        return SamplingConfig(self.completion_tokens, tokenizer.EOS, tokenizer.PAD, self.temperature)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    pretrained: PretrainedConfig | None = None
+    lora: LoraConfig | None = None
+    own: OwnData = field(default_factory=OwnData)
 
 
 @dataclass(frozen=True)
@@ -99,6 +164,8 @@ class Task:
       rewards: the content hash of each split's reward, and of the one behind the pairs as `label`.
       held_out: pairs that nothing trains on, with reference log-probabilities, or None.
       references: what people wrote for each prompt of a split, where there is that.
+      frozen: the weights that all lanes share, where `params` are adapters to them; else None.
+      texts: each prompt of a split as its source has it, where that is not what its tokens say.
     """
 
     name: str
@@ -114,6 +181,12 @@ class Task:
     rewards: Mapping[str, str]
     held_out: Pairs | None = None
     references: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    frozen: Any = None
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def asked(self, split: str) -> list[str]:
+        """The prompts of a split in words, as a judge is shown them."""
+        return list(self.texts.get(split) or self.decode(self.prompts[split].rows()))
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Texts of token ids, special tokens left out."""
