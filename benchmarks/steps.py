@@ -40,7 +40,9 @@ def population(
         implementation=implementation or choose_implementation("auto"),
     )  # fmt: skip
     data = synthetic_pairs(config, pairs=BATCHES * pairs, prompt=prompt, tokens=tokens)
-    programs = make_programs(graph, params, step, lanes=lanes, tokens=tokens, mesh=make_mesh())
+    programs = make_programs(
+        graph, params, step, lanes=lanes, tokens=tokens, prompts=prompt, mesh=make_mesh()
+    )
     engine = make_engine(programs, params, data)
     codes = [candidates.from_function(objectives.get(name)).code for name in LOSSES]
     jobs = [Job(codes[i % len(codes)], 0.1, i, 1e-4, 10**6) for i in range(programs.lanes)]

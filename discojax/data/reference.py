@@ -16,11 +16,11 @@ from jaxtyping import Float32
 
 from discojax.data import cache
 from discojax.data.pairs import Pairs
-from discojax.policies.logprobs import completion_logps
+from discojax.policies import logprobs
 
 __all__ = ["pair_logps", "with_reference"]
 
-VERSION = 2
+VERSION = 3
 _ROWS = 128
 
 
@@ -82,24 +82,22 @@ def pair_logps(
     Args:
       states: of the policy, `nnx.merge(graph, *states)`; the others as in `with_reference`.
     """
-    count = len(pairs.prompt_length)
-    sides: list[np.ndarray] = []
-    chosen = (pairs.chosen_ids, pairs.chosen_length)
-    for ids, lengths in (chosen, (pairs.rejected_ids, pairs.rejected_length)):
-        parts = []
-        for start in range(0, count, rows):
-            some = np.minimum(np.arange(start, start + rows), count - 1)  # one shape, one compilation
-            arguments = (states, ids[some], pairs.prompt_length[some], lengths[some])
-            parts.append(np.asarray(_logps(graph, *arguments, tokens=tokens, dtype=dtype)))
-            progress(min(start + rows, count) + count * len(sides), 2 * count)
-        sides.append(np.concatenate(parts)[:count].astype(np.float32))
-    return sides
+    count, at_once = len(pairs.prompt_length), max(rows // 2, 1)
+    prompts = int(pairs.prompt_length.max(initial=1))
+    parts = []
+    for start in range(0, count, at_once):
+        some = np.minimum(np.arange(start, start + at_once), count - 1)  # one shape, one compilation
+        batch = [x[some] for x in pairs[:5]]
+        parts.append(np.asarray(_logps(graph, states, *batch, tokens=tokens, prompts=prompts, dtype=dtype)))
+        progress(2 * min(start + at_once, count), 2 * count)
+    chosen, rejected = np.concatenate(parts, axis=1)[:, :count].astype(np.float32)
+    return [chosen, rejected]
 
 
-@partial(jax.jit, static_argnames=("graph", "tokens", "dtype"))
-def _logps(graph: nnx.GraphDef, states: Any, ids, prompts, lengths, *, tokens: int, dtype: str) -> jax.Array:
+@partial(jax.jit, static_argnames=("graph", "tokens", "prompts", "dtype"))
+def _logps(graph: nnx.GraphDef, states: Any, *batch, tokens: int, prompts: int, dtype: str) -> jax.Array:
     def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     policy = nnx.merge(graph, *jax.tree.map(cast, states))
-    return completion_logps(policy, ids, prompts, lengths, tokens=tokens)
+    return logprobs.pair_logps(policy, *batch, tokens=tokens, prompts=prompts)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         completion_hidden,
         completion_logps,
         completion_mask,
+        pair_logps,
         token_logps,
     )
     from discojax.policies.sampling import Samples, choose, length_buckets, likeliest, sample, sample_buckets
@@ -48,6 +49,7 @@ __all__ = [
     "completion_mask",
     "length_buckets",
     "likeliest",
+    "pair_logps",
     "sample",
     "sample_buckets",
     "soft_cap",
@@ -66,7 +68,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "encoder": ["Encoder", "EncoderConfig"],
         "sampling": ["Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"],
         "sft": ["SftConfig"],
-        "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "token_logps"],
+        "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "pair_logps", "token_logps"],
         "soft_cap": ["soft_cap"],
     },
 )

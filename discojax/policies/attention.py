@@ -15,7 +15,24 @@ from discojax.policies.norms import Norm
 from discojax.policies.rotary import Angles, angles, rotate
 from discojax.policies.soft_cap import soft_cap
 
-__all__ = ["Attention", "KeyValueCache", "View", "Views"]
+__all__ = ["Attention", "Branches", "KeyValueCache", "View", "Views"]
+
+
+_FAR = jnp.iinfo(jnp.int32).max  # a position that no token sees, and more tokens than there are
+
+
+class Branches(NamedTuple):
+    """Rows of `[prompt | continuation | continuation | ...]`: each of these sees the prompt and itself.
+
+    Attributes:
+      prompt: places of the prompt, padding on its right among them (static).
+      positions: of a continuation's tokens, in the sequence that prompt and continuation make.
+      lengths: tokens of the prompt.
+    """
+
+    prompt: int
+    positions: Int[Array, "batch time"]
+    lengths: Int[Array, " batch"]
 
 
 class View(NamedTuple):
@@ -25,10 +42,12 @@ class View(NamedTuple):
       angles: of rotary positions, or None.
       window: tokens a query sees, itself among them; None is all before it. A Python integer where
         it is known, an array where a loop over layers says which layer this is.
+      branches: what sees what, where that is more than everything before it.
     """
 
     angles: Angles | None
     window: int | Int[Array, ""] | None
+    branches: Branches | None = None
 
 
 class Views:
@@ -36,11 +55,18 @@ class Views:
 
     Args:
       config: of the decoder.
-      positions: `[time]` for every row alike, or `[batch, 1]`.
+      positions: `[time]` for every row alike, or `[batch, time]`.
+      branches: see `Branches`.
     """
 
-    def __init__(self, config: DecoderConfig, positions: Int[Array, "*positions"]):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        positions: Int[Array, "*positions"],
+        branches: Branches | None = None,
+    ):
         self.config = config
+        self._branches = branches
         turned = config.positions == "rotary"
         self._global = angles(config.rope, config.head_size, positions) if turned else None
         self._local = self._global
@@ -50,12 +76,13 @@ class Views:
     def of(self, local: bool | Bool[Array, ""]) -> View:
         """The view of a local or of a global layer."""
         if isinstance(local, bool):
-            return View(self._local, self.config.window) if local else View(self._global, None)
-        everything = jnp.iinfo(jnp.int32).max
-        window = jnp.where(local, jnp.int32(self.config.window or everything), everything)
-        if self._local is self._global:
-            return View(self._global, window)
-        return View(jax.tree.map(lambda x, y: jnp.where(local, x, y), self._local, self._global), window)
+            turned, window = (self._local, self.config.window) if local else (self._global, None)
+            return View(turned, window, self._branches)
+        far = jnp.where(local, jnp.int32(self.config.window or _FAR), _FAR)
+        turned = self._global
+        if self._local is not self._global:
+            turned = jax.tree.map(lambda x, y: jnp.where(local, x, y), self._local, self._global)
+        return View(turned, far, self._branches)
 
 
 class KeyValueCache(NamedTuple):
@@ -140,12 +167,39 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "tokens width"], batch: int, view: View):
         """Attends over whole sequences; also returns their keys and values for a cache."""
         query, key, value = self._project(x, batch, view)
-        if _by_hand(self.config) or isinstance(view.window, Array):
-            steps = jnp.arange(query.shape[1])
-            mixed = self._attend(query, key, value, mask=_seen(steps[:, None], steps, view.window))
+        if view.branches is None:
+            mixed = self._before(query, key, value, view.window)
         else:
-            mixed = self._attend(query, key, value, causal=True, window=view.window)
+            mixed = self._branched(query, key, value, view.window, view.branches)
         return self.output(mixed.reshape(len(x), -1)), key, value
+
+    def _before(self, query, key, value, window):
+        """Every token sees those before it."""
+        if _by_hand(self.config) or isinstance(window, Array):
+            steps = jnp.arange(query.shape[1])
+            return self._attend(query, key, value, mask=_seen(steps[:, None], steps, window))
+        return self._attend(query, key, value, causal=True, window=window)
+
+    def _branched(self, query, key, value, window, branches: Branches):
+        """Every token of a continuation sees the prompt, and those before it in its own continuation."""
+        rows, time = branches.positions.shape
+        room = branches.prompt
+
+        def own(x):
+            return x[:, room:].reshape(-1, time, *x.shape[2:])
+
+        def seen(x):
+            prompt = jnp.repeat(x[:, :room], (x.shape[1] - room) // time, axis=0)
+            return jnp.concatenate([prompt, own(x)], axis=1)
+
+        places = jnp.arange(room)
+        prompt_at = jnp.where(places < branches.lengths[:, None], places, _FAR)
+        seen_at = jnp.concatenate([prompt_at, branches.positions], axis=1)
+        mask = _seen(branches.positions[:, :, None], seen_at[:, None, :], window)
+        mask = jnp.repeat(mask, (query.shape[1] - room) // time, axis=0)[:, None]
+        prompt = self._before(query[:, :room], key[:, :room], value[:, :room], window)
+        rest = self._attend(own(query), seen(key), seen(value), mask=mask)
+        return jnp.concatenate([prompt, rest.reshape(rows, -1, *rest.shape[2:])], axis=1)
 
     def decode(
         self,

@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from discojax.errors import UserError
 from discojax.policies import blocks
 from discojax.policies.architecture import DecoderConfig
-from discojax.policies.attention import KeyValueCache, Views
+from discojax.policies.attention import Branches, KeyValueCache, Views
 from discojax.policies.norms import Norm
 from discojax.policies.sharding import batch_over_model
 
@@ -82,6 +82,29 @@ class Decoder(nnx.Module):
           UserError: there are more tokens than `max_length`.
         """
         return self._read(ids, keep=False)[0]
+
+    def branches(
+        self,
+        prompt_ids: Int[Array, "batch prompt"],
+        continuation_ids: Int[Array, "batch count time"],
+        prompt_lengths: Int[Array, " batch"],
+    ) -> tuple[Float[Array, "batch prompt width"], Float[Array, "batch count time width"]]:
+        """Hidden states of prompts, padded on the right, and of several continuations of each.
+
+        They are those of `hidden` on each prompt with each of its continuations, but a prompt is read
+        once for all of them. What lies past the last position there is means nothing.
+        """
+        rows, count, time = continuation_ids.shape
+        room = prompt_ids.shape[1]
+        ids = jnp.concatenate([prompt_ids, continuation_ids.reshape(rows, -1)], axis=1)
+        # Past the last position there is only padding, but looking it up would give NaN.
+        after = jnp.minimum(prompt_lengths[:, None] + jnp.arange(time), self.config.max_length - 1)
+        before = jnp.broadcast_to(jnp.arange(room), (rows, room))
+        positions = jnp.concatenate([before, jnp.tile(after, count)], axis=1)
+        views = Views(self.config, positions, Branches(room, after, prompt_lengths))
+        x, _ = blocks.prefill(self.config, self.blocks, self._embed(ids, positions), views, keep=False)
+        x = self.norm(batch_over_model(x))
+        return x[:, :room], x[:, room:].reshape(rows, count, time, -1)
 
     def prefill(
         self, ids: Int[Array, "batch time"], room: int = 0

@@ -24,18 +24,45 @@ def forward_flops(
       causal: whether attention is counted as it is needed, half of all pairs of tokens (less where a
         layer is local), or as a plain implementation computes it, all of them.
     """
+    return sequences * (_dense(config, time, predicted) + _attention(config, time, causal))
+
+
+def gradient_flops(
+    config: DecoderConfig,
+    *,
+    sequences: int,
+    time: int,
+    predicted: int,
+    causal: bool = True,
+    adapters: int | None = None,
+) -> int:
+    """Operations of a forward pass and of its gradient; nothing is done twice.
+
+    A matrix that trains takes as much again for the gradient of what went into it, and as much again for
+    its own; a frozen one only the first.
+
+    Args:
+      config, sequences, time, predicted, causal: see `forward_flops`.
+      adapters: parameters of a policy's low-rank adapters, where only they train; None where all do.
+    """
+    dense, attention = _dense(config, time, predicted), _attention(config, time, causal)
+    if adapters is None:
+        return 3 * sequences * (dense + attention)
+    return sequences * (2 * dense + 3 * attention + 3 * 2 * time * adapters)
+
+
+def _dense(config: DecoderConfig, time: int, predicted: int) -> int:
     width, inner = config.width, config.heads * config.head_size
     projections = width * inner * 2 + width * config.key_heads * config.head_size * 2
     feed_forward = width * config.mlp_size * (3 if config.gated else 2)
-    dense = 2 * time * config.layers * (projections + feed_forward)
-    attention = sum(4 * inner * _seen(time, config.window if local else None, causal)
-                    for local in config.local_layers)  # fmt: skip
-    return sequences * (dense + attention + 2 * predicted * width * config.vocab_size)
+    return 2 * time * config.layers * (projections + feed_forward) + 2 * predicted * width * config.vocab_size
 
 
-def gradient_flops(config: DecoderConfig, *, sequences: int, time: int, predicted: int) -> int:
-    """Operations of a forward pass and of its gradient, which takes twice as many; nothing is done twice."""
-    return 3 * forward_flops(config, sequences=sequences, time=time, predicted=predicted)
+def _attention(config: DecoderConfig, time: int, causal: bool) -> int:
+    inner = config.heads * config.head_size
+    return sum(
+        4 * inner * _seen(time, config.window if local else None, causal) for local in config.local_layers
+    )
 
 
 def _seen(time: int, window: int | None, causal: bool) -> int:

@@ -8,7 +8,7 @@ everything trains, frozen is empty.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,8 @@ from discojax.errors import UserError
 from discojax.population.lanes import LaneSettings, LaneState, initial_state
 from discojax.population.memory import check_memory
 from discojax.population.optimizer import make_optimizer
-from discojax.population.placement import lane_shardings, shardings
-from discojax.population.step import StepConfig, StepMetrics, cast, make_advance, make_reset
+from discojax.population.placement import lane_shardings, put, shardings
+from discojax.population.step import BLOCK, StepConfig, StepMetrics, cast, make_advance, make_reset
 
 __all__ = ["Engine", "Programs", "make_engine", "make_programs"]
 
@@ -38,6 +38,7 @@ class Programs:
       config: see `StepConfig`.
       fresh, advance, reset: see `population.lanes.initial_state` and `population.step`.
       params, frozen: shapes of a policy's two parts (`jax.ShapeDtypeStruct`), and where they lie.
+      prompts: the longest prompt; None is as long as a row.
       of_lanes: the same programs for another number of lanes.
     """
 
@@ -49,6 +50,7 @@ class Programs:
     reset: Callable[[LaneState, Any, Bool[Any, " lanes"]], LaneState]
     params: Any
     frozen: Any
+    prompts: int | None
     of_lanes: Callable[[int], Programs]
 
     @property
@@ -81,6 +83,7 @@ def make_programs(
     *,
     lanes: int,
     tokens: int,
+    prompts: int | None = None,
     mesh: Mesh,
     frozen: Any = None,
 ) -> Programs:
@@ -92,6 +95,8 @@ def make_programs(
       config: see `StepConfig`.
       lanes: rounded up to a multiple of the mesh's `lane` axis.
       tokens: the longest completion.
+      prompts: the longest prompt. Where it is known, a step reads the prompt that two completions share
+        once, if that is less to read.
       mesh: see `population.mesh`.
       frozen: the weights that do not train; None where all do.
 
@@ -103,6 +108,10 @@ def make_programs(
     params = _shapes(params, mesh, "float32")
     frozen = _shapes(nnx.State({}) if frozen is None else frozen, mesh, config.dtype)
     optimizer = make_optimizer(config.optimizer)
+    asked = config
+    if config.block is None:
+        vocab = nnx.merge(graph, params, frozen).config.vocab_size
+        config = replace(config, block=_block(config, lanes // shards, vocab))
 
     def fresh(params: Any) -> LaneState:
         return initial_state(params, optimizer, lanes)
@@ -114,14 +123,27 @@ def make_programs(
         mesh=mesh,
         config=config,
         fresh=jax.jit(fresh, in_shardings=(weights,), out_shardings=state),
-        advance=make_advance(graph, config, tokens=tokens, mesh=mesh, state=state, frozen=shared),
+        advance=make_advance(
+            graph, config, tokens=tokens, prompts=prompts, mesh=mesh, state=state, frozen=shared
+        ),
         reset=make_reset(config, mesh, state, weights),
         params=params,
         frozen=frozen,
+        prompts=prompts,
         of_lanes=lambda lanes: make_programs(
-            graph, params, config, lanes=lanes, tokens=tokens, mesh=mesh, frozen=frozen
+            graph, params, asked, lanes=lanes, tokens=tokens, prompts=prompts, mesh=mesh, frozen=frozen
         ),
     )
+
+
+_LOGITS = 2**30  # bytes of them that a device holds at a time
+
+
+def _block(config: StepConfig, lanes: int, vocab: int) -> int:
+    """Tokens to a block, a power of two: lanes that take their steps at once each hold one."""
+    together = lanes if config.implementation == "vmap" else 1
+    fitting = _LOGITS // (4 * vocab * together)
+    return min(BLOCK, max(1 << fitting.bit_length() - 1, 8)) if fitting else 8
 
 
 def _shapes(tree: Any, mesh: Mesh, dtype: str) -> Any:
@@ -147,8 +169,13 @@ def make_engine(
     Raises:
       UserError: the data has fewer pairs than one batch, or the lanes do not fit into memory. Both are
         found before anything is put on a device.
+      ValueError: a prompt is longer than the programs were made for.
     """
     pairs = len(data.prompt_length)
+    if programs.prompts is not None and pairs and data.prompt_length.max() > programs.prompts:
+        raise ValueError(
+            f"a prompt of {data.prompt_length.max()} tokens, in programs for prompts of {programs.prompts}"
+        )
     if pairs < programs.batch:
         raise UserError(
             f"There are {pairs} preference pairs, fewer than one batch of {programs.batch}: "
@@ -156,11 +183,11 @@ def make_engine(
         )
     check_memory(programs, data, memory)
     everywhere = NamedSharding(programs.mesh, jax.P())
-    place = partial(jax.tree.map, lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding))
+    place = partial(jax.tree.map, lambda x, like: put(x.astype(like.dtype), like.sharding))
     frozen = nnx.State({}) if frozen is None else frozen
     return Engine(
         programs,
         place(params, programs.params),
         place(frozen, programs.frozen),
-        jax.device_put(data, everywhere),
+        put(data, everywhere),
     )

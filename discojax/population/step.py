@@ -28,14 +28,17 @@ from jaxtyping import Bool, Float, Int
 from discojax.data.pairs import Pairs
 from discojax.objectives import machine
 from discojax.objectives.types import LogProbs
-from discojax.policies.logprobs import completion_logps
+from discojax.policies.logprobs import pair_logps
 from discojax.population.lanes import LaneSettings, LaneState
 from discojax.population.mesh import manual_axes, rows_per_device
 from discojax.population.optimizer import OptimizerConfig, apply, make_optimizer, schedule
 from discojax.population.order import batch_indices
 from discojax.population.placement import alike, constrain
 
-__all__ = ["StepConfig", "StepMetrics", "cast", "make_advance", "make_reset"]
+__all__ = ["BLOCK", "StepConfig", "StepMetrics", "cast", "make_advance", "make_reset"]
+
+BLOCK = 1024
+"""Tokens whose logits are held at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class StepConfig:
     Attributes:
       batch: pairs a step and lane, over all devices.
       chunk: most steps a lane takes in one call.
-      block: tokens whose logits are held at a time (`policies.logprobs`).
+      block: tokens whose logits are held at a time (`policies.logprobs`); None is 1,024, or fewer where
+        so many for all the lanes of a device were more than a GiB.
       implementation: how lanes are laid over a device: `map`, one after another, each through its
         whole chunk (a CPU's caches hold one lane), or `vmap`, all at once (an accelerator's choice).
         Where lanes share frozen weights, `vmap` makes one matrix product over all lanes of each,
@@ -59,7 +63,7 @@ class StepConfig:
 
     batch: int = 16
     chunk: int = 8
-    block: int = 1024
+    block: int | None = None
     implementation: Literal["map", "vmap"] = "map"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -90,18 +94,13 @@ def cast(tree: Any, dtype: str) -> Any:
     return jax.tree.map(one, tree)
 
 
-def _make_logps(graph: nnx.GraphDef, config: StepConfig, tokens: int):
+def _make_logps(graph: nnx.GraphDef, config: StepConfig, tokens: int, prompts: int | None):
     """Builds `(params, frozen, pairs) -> [2, pairs]`: log-probabilities of both sides, float32."""
 
     def logps(params: Any, frozen: Any, pairs: Any) -> Float[Array, "2 pairs"]:
         # Cast here and not once before the parts: the gradient is then added up over them in float32.
         policy = nnx.merge(graph, cast(params, config.dtype), cast(frozen, config.dtype))
-        ids = jnp.concatenate([pairs.chosen_ids, pairs.rejected_ids])
-        prompts = jnp.concatenate([pairs.prompt_length] * 2)
-        lengths = jnp.concatenate([pairs.chosen_length, pairs.rejected_length])
-        return completion_logps(policy, ids, prompts, lengths, tokens=tokens, block=config.block).reshape(
-            2, -1
-        )
+        return pair_logps(policy, *pairs[:5], tokens=tokens, prompts=prompts, block=config.block or BLOCK)
 
     def in_parts(params: Any, frozen: Any, pairs: Any) -> Float[Array, "2 pairs"]:
         parts = jax.tree.map(lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), pairs)
@@ -111,9 +110,9 @@ def _make_logps(graph: nnx.GraphDef, config: StepConfig, tokens: int):
     return logps if config.accumulate == 1 else in_parts
 
 
-def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int, mesh: Mesh):
+def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int, prompts: int | None, mesh: Mesh):
     optimizer = make_optimizer(config.optimizer)
-    policy_logps = _make_logps(graph, config, tokens)
+    policy_logps = _make_logps(graph, config, tokens, prompts)
     devices = mesh.shape["data"]
     rows = rows_per_device(mesh, config.batch, config.accumulate)
 
@@ -192,6 +191,7 @@ def make_advance(
     config: StepConfig,
     *,
     tokens: int,
+    prompts: int | None = None,
     mesh: Mesh,
     state: LaneState,
     frozen: Any,
@@ -202,6 +202,7 @@ def make_advance(
       graph: the policy's definition; `nnx.merge(graph, params, frozen)` is the policy.
       config: what is fixed at compilation.
       tokens: the longest completion, in tokens.
+      prompts: the longest prompt; see `policies.logprobs.pair_logps`.
       mesh: devices, with axes `lane`, `data` and `model`; see `population.mesh`.
       state, frozen: trees of `NamedSharding`: where a state and the frozen weights lie
         (`population.placement`).
@@ -212,7 +213,7 @@ def make_advance(
     Raises:
       UserError: the batch cannot be divided over `data` and into `config.accumulate` parts.
     """
-    lane_step = _make_lane_step(graph, config, tokens, mesh)
+    lane_step = _make_lane_step(graph, config, tokens, prompts, mesh)
 
     def nothing() -> StepMetrics:
         return StepMetrics(jnp.int32(0), *(jnp.float32(0) for _ in StepMetrics._fields[1:]))

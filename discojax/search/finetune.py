@@ -8,10 +8,9 @@ same step, the same mesh.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -43,6 +42,7 @@ from discojax.population.mesh import make_mesh
 from discojax.population.optimizer import OptimizerConfig
 from discojax.population.placement import shardings
 from discojax.population.step import StepConfig, cast
+from discojax.search import logs
 from discojax.search.display import Display, display
 from discojax.search.held_out import HeldOut, measure
 from discojax.search.laboratory import Contender
@@ -119,6 +119,7 @@ def finetune(config: Config) -> Tuned:
       population.finetune.Stopped: the user stopped it; the same call goes on.
     """
     settings, folder = config.finetune, config.run.path
+    logs.require(config.run)
     contender = _contender(settings)
     if (folder / "policy").exists():
         raise UserError(
@@ -128,7 +129,7 @@ def finetune(config: Config) -> Tuned:
     source = locate(settings.policy)
     tokenizer = hub_tokenizers.load(settings.tokenizer or source)
     next(_rows(settings, sources.Account()), None)  # a mistake in the data is told before weights are read
-    with display() as screen, jax.set_mesh(mesh):
+    with display() as screen, jax.set_mesh(mesh), logs.opened(config, retaken=True) as log:
         _start(config, screen)
         loaded = _load(settings, source, mesh, tokenizer)
         account = sources.Account()
@@ -145,15 +146,15 @@ def finetune(config: Config) -> Tuned:
         identity = _identity(config, contender, training)
         bar = screen.bar(f"training with {contender.name}", job.steps)
         steps: list[Step] = []
+        started = time.monotonic()
 
         def report(step: Step) -> None:
             steps[:] = [step]
             bar.update(
                 step.step, f"loss {step.loss:.3f}, margin {step.margin:+.3f}, accuracy {step.accuracy:.2f}"
             )
-            log(kind="step", **step._asdict())
+            log("step", seconds=round(time.monotonic() - started, 3), **step._asdict())
 
-        log = _logger(folder / "metrics.jsonl")
         state = train_one(
             engine, job, file=folder / CHECKPOINT, identity=identity, every=settings.checkpoint, report=report
         )
@@ -162,7 +163,7 @@ def finetune(config: Config) -> Tuned:
         if len(held_out.prompts):
             logps = _logps(settings, graph, (trained, engine.frozen), held_out, tokens, screen)
             measured = measure(held_out, *logps, beta=settings.beta, confidence=config.evaluation.confidence)
-            log(kind="held_out", **asdict(measured))
+            log("held_out", **asdict(measured))
         _save(config, loaded, graph, trained, engine.frozen, tokenizer, mesh)
     tuned = Tuned(
         folder, folder / "policy", _loading(config, loaded), contender.name, job.steps, len(training.prompts),
@@ -279,7 +280,10 @@ def _engine(
             weight_decay=settings.weight_decay, warmup=settings.warmup, decay=settings.decay
         ),
     )
-    programs = make_programs(graph, params, step, lanes=1, tokens=tokens, mesh=mesh, frozen=frozen)
+    prompts = int(training.pairs.prompt_length.max())
+    programs = make_programs(
+        graph, params, step, lanes=1, tokens=tokens, prompts=prompts, mesh=mesh, frozen=frozen
+    )
     with _own_words():
         return make_engine(programs, params, training.pairs, frozen), graph
 
@@ -327,24 +331,6 @@ def _identity(config: Config, contender: Contender, training: Prepared) -> str:
             "pairs": training.pairs._asdict(),  # with the reference's log-probabilities: so the weights too
         }
     )
-
-
-def _logger(file: Path) -> Callable[..., None]:
-    """Writes lines of metrics; of a run that goes on it first drops those of steps taken again."""
-    begun, started = False, time.monotonic()
-
-    def log(**row: Any) -> None:
-        nonlocal begun
-        if not begun and row["kind"] == "step" and file.exists():
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
-            kept = [line for line in lines if json.loads(line).get("step", math.inf) < row["step"]]
-            cache.write_bytes(file, "".join(f"{line}\n" for line in kept).encode())
-        begun = True
-        row["seconds"] = round(time.monotonic() - started, 3)
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
-
-    return log
 
 
 def _logps(

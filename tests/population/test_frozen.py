@@ -192,7 +192,7 @@ def test_log_probabilities_are_summed_in_float32(setting):
     from discojax.population.step import _make_logps
 
     config = StepConfig(dtype="bfloat16", block=16)
-    logps = _make_logps(setting.graph, config, setting.tokens)
+    logps = _make_logps(setting.graph, config, setting.tokens, prompts=None)
     pairs = jax.tree.map(lambda x: jnp.asarray(x[:4]), setting.pairs)
     found = jax.jit(logps)(setting.params, nnx.State({}), pairs)
     assert found.shape == (2, 4) and found.dtype == jnp.float32
