@@ -13,15 +13,27 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from discojax.population.checkpoint import Checkpoints, Held
 from discojax.population.engine import Engine
 from discojax.population.lanes import LaneSettings, LaneState
 from discojax.population.placement import fetch
 
-__all__ = ["Advance", "Advanced", "Begin", "Observe", "Operation", "Reset", "Station", "perform"]
+__all__ = [
+    "Advance",
+    "Advanced",
+    "Begin",
+    "Observe",
+    "Operation",
+    "Reset",
+    "Restore",
+    "Save",
+    "Station",
+    "perform",
+]
 
 
 class Begin(NamedTuple):
-    """Puts every lane at the SFT weights, idle. The only one that needs no state. No answer."""
+    """Puts every lane at the SFT weights, idle. It needs no state. No answer."""
 
 
 class Reset(NamedTuple):
@@ -57,7 +69,18 @@ class Observe(NamedTuple):
     seeds: Int[np.ndarray, " lanes"]
 
 
-Operation: TypeAlias = Begin | Reset | Advance | Observe
+class Save(NamedTuple):
+    """Writes a checkpoint of the lanes; `last`, if it is to be whole before anything else. No answer."""
+
+    held: Held
+    last: bool
+
+
+class Restore(NamedTuple):
+    """Begins with the lanes of a checkpoint. Its answer is what that held; None where there is none."""
+
+
+Operation: TypeAlias = Begin | Reset | Advance | Observe | Save | Restore
 
 
 def _nobody(operation: Operation) -> None:
@@ -79,24 +102,32 @@ class Station:
       judge: the host's part: of that tree, as host arrays, and which lanes, one result for each of
         these, in order.
       announce: told every operation before it is performed.
+      checkpoints: of the lanes, if they are kept.
+      identity: of all that a lane's work here depends on, besides its job.
     """
 
     engine: Engine
     observe: Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], Any]
     judge: Callable[[Any, Bool[np.ndarray, " lanes"]], Sequence[Any]] = _as_it_is
     announce: Callable[[Operation], None] = _nobody
+    checkpoints: Checkpoints | None = None
+    identity: str = ""
 
 
 def perform(station: Station, state: LaneState | None, operation: Operation) -> tuple[LaneState, Any]:
     """Does the device work of one operation; returns the new state and the answer, as host arrays.
 
-    `state` is given up: what it held is in the new one. Only `Begin` takes None.
+    `state` is given up: what it held is in the new one. `Begin` and `Restore` take None.
     """
     station.announce(operation)
     engine = station.engine
     programs = engine.programs
     if isinstance(operation, Begin):
         return programs.fresh(engine.params), None
+    if isinstance(operation, Restore):
+        assert station.checkpoints is not None
+        restored = station.checkpoints.restore(engine, station.identity)
+        return (programs.fresh(engine.params), None) if restored is None else restored
     assert state is not None
     match operation:
         case Reset(started):
@@ -107,3 +138,7 @@ def perform(station: Station, state: LaneState | None, operation: Operation) -> 
             return state, Advanced(np.stack([x.astype(np.float64) for x in sums]), step, diverged)
         case Observe(chosen, seeds):
             return state, fetch(station.observe(state.params, chosen, seeds))
+        case Save(held, last):
+            assert station.checkpoints is not None
+            station.checkpoints.save(state, held, station.identity, last=last)
+            return state, None

@@ -17,9 +17,12 @@ import jax
 import numpy as np
 
 from discojax.population import operations
+from discojax.population.checkpoint import Held
 from discojax.population.lanes import Job, LaneSettings, idle_settings, stack_jobs
 from discojax.population.operations import Station, perform
+from discojax.population.seating import Seating
 from discojax.population.step import StepMetrics
+from discojax.population.stopping import Deferral, deferred
 
 __all__ = ["WAITING", "Finished", "LaneMetrics", "Progress", "Waiting", "chunk_for", "train"]
 
@@ -101,8 +104,12 @@ def train(
     jobs: Iterator[tuple[Key, Job] | Waiting],
     progress: Callable[[Progress], None] = lambda _: None,
     wait: Callable[[], None] | None = None,
+    name: Callable[[Key], str] = str,
 ) -> Iterator[Finished[Key]]:
     """Trains jobs as lanes come free, measures each at its end, and yields it.
+
+    Where the station keeps checkpoints, a job that a stopped run was in goes on from the step it had
+    come to. Ctrl-C and SIGTERM then end the call to the device that is under way, and keep the lanes.
 
     Args:
       station: where they train, and what measures them.
@@ -112,33 +119,64 @@ def train(
       progress: told after every call to the device.
       wait: called when no lane has a job and `jobs` is `WAITING`; returns when asking again is worth
         while. Without it `jobs` may not wait then.
+      name: of a key in checkpoints; no two keys have the same.
+
+    Raises:
+      population.stopping.Stopped: somebody asked for it.
     """
+    with deferred() as deferral:
+        yield from _train(station, jobs, progress, wait, name, deferral)
+
+
+def _train(
+    station: Station,
+    jobs: Iterator[tuple[Key, Job] | Waiting],
+    progress: Callable[[Progress], None],
+    wait: Callable[[], None] | None,
+    name: Callable[[Key], str],
+    deferral: Deferral,
+) -> Iterator[Finished[Key]]:
     lanes = station.engine.programs.lanes
-    state, _ = perform(station, None, operations.Begin())
+    checkpoints, held = station.checkpoints, None
+    if checkpoints is None:
+        state, _ = perform(station, None, operations.Begin())
+    else:
+        state, held = perform(station, None, operations.Restore())
+    seating = Seating(lambda: next(jobs, None), name, held)
     settings = idle_settings(lanes)
     owners: list[Key | None] = [None] * lanes
     totals = np.zeros((lanes, len(StepMetrics._fields)))
-    more, waited = True, 0.0
+    step = np.zeros(lanes, np.int32)
+    waited = 0.0
+
+    def keep(last: bool) -> None:
+        known = Held(tuple("" if o is None else name(o) for o in owners), settings, step, totals)
+        perform(station, state, operations.Save(known, last))
+
+    def stop_if_asked() -> None:
+        if (stop := deferral.asked()) is not None:
+            if checkpoints is not None and any(owner is not None for owner in owners):
+                keep(last=True)
+            raise stop
+
     while True:
+        stop_if_asked()
         started = np.zeros(lanes, bool)
-        for lane in range(lanes):
-            if owners[lane] is None and more:
-                following = next(jobs, None)
-                if following is None:
-                    more = False
-                if following is None or following is WAITING:
-                    break
-                owners[lane], job = following
-                _write(settings, lane, job)
-                started[lane], totals[lane] = True, 0.0
+        free = [lane for lane in range(lanes) if owners[lane] is None]
+        for seat in seating.give(free, idle=len(free) == lanes):
+            owners[seat.lane] = seat.key
+            _write(settings, seat.lane, seat.job)
+            started[seat.lane] = not seat.resumed
+            totals[seat.lane] = held.totals[seat.lane] if held and seat.resumed else 0.0
         busy = np.array([owner is not None for owner in owners])
         if not busy.any():
-            if not more:
+            if not seating.more:
                 return
             if wait is None:
                 raise RuntimeError("no lane has a job, and nothing was said of how to wait for one")
             begun = time.monotonic()
-            wait()
+            with deferral.lifted():
+                wait()
             waited += time.monotonic() - begun
             continue
         if started.any():
@@ -151,6 +189,9 @@ def train(
         useful, room = int(taken.sum()), int(lanes * taken.max(initial=0))
         progress(Progress(useful, room, int(ended.sum()), int(busy.sum()), waited))
         waited = 0.0
+        stop_if_asked()
+        if checkpoints is not None and (busy & ~ended).any() and checkpoints.due():
+            keep(last=False)
         if not ended.any():
             continue
         chosen = ended & ~diverged
