@@ -140,8 +140,8 @@ class Proposer:
     def __post_init__(self) -> None:
         if len(self.price) not in (0, 2, 3):
             raise UserError(
-                "proposer.price takes dollars for a million tokens in and out, such as [0.5, 3], and as a third "
-                "number, if it is less, for tokens in that the server had kept from an earlier request."
+                "proposer.price takes dollars for a million tokens in and out, such as [0.5, 3], and as a "
+                "third number, where they are less, those for tokens in that the server had kept."
             )
 
 
@@ -261,10 +261,16 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives, `directory/name`, and the seed that all its randomness comes from."""
+    """Where a run lives, `directory/name`, and the seed that all its randomness comes from.
+
+    What goes into its metrics.jsonl is plotted too, by TensorBoard from its folder `tensorboard` and by
+    Weights & Biases in the project that `wandb` names: both off, and each with an extra of its name.
+    """
 
     name: str = "quickstart"
     directory: str = "runs"
+    tensorboard: bool = False
+    wandb: str = ""
     seed: Annotated[int, Range(least=0, most=200_000)] = 0  # lanes' seeds are ten thousand apart, in int32
 
     def __post_init__(self) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from discojax.errors import UserError
+from discojax.proposers import json_lines
 from discojax.proposers.types import Exchange, Proposal, Provenance, Scored
 
 __all__ = ["Replay", "Transcript", "recorded"]
@@ -36,7 +37,7 @@ class Transcript:
     _turn: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._known.update(_key(line) for line in _lines(self.path))
+        self._known.update(_key(line) for line in json_lines.read(self.path))
 
     def add_exchange(self, request: str, exchange: Exchange) -> None:
         """Notes an answered request under its hash."""
@@ -49,41 +50,13 @@ class Transcript:
     def _add(self, lines: list[dict[str, Any]]) -> None:
         with self._turn:
             new = [line for line in lines if _key(line) not in self._known]
-            if not new:
-                return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new)
-            if _torn(self.path):  # a kill in the middle of a line: that line is lost, the next is whole
-                text = "\n" + text
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
-            self._known.update(map(_key, new))
+            if new:
+                json_lines.append(self.path, new)
+                self._known.update(map(_key, new))
 
 
 def _key(line: dict[str, Any]) -> str:
     return f"{line.get('kind')} {line.get('hash') or line.get('name')}"
-
-
-def _torn(path: Path) -> bool:
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) != b"\n"
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a transcript; one that a kill cut short is left out."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                yield line
 
 
 @dataclass(frozen=True)
@@ -135,7 +108,7 @@ def recorded(path: str | Path) -> tuple[Proposal, ...]:
 def _of_transcript(path: Path) -> list[Proposal]:
     names = [f.name for f in fields(Proposal)]
     proposals = []
-    for line in _lines(path):
+    for line in json_lines.read(path):
         if line.get("kind") == "proposal":
             try:
                 values = {name: line[name] for name in names}

@@ -31,7 +31,6 @@ from discojax.search.laboratory import (
     Laboratory,
     assemble,
     known,
-    log,
     record,
     wanted,
 )
@@ -123,7 +122,9 @@ class Race:
         self.baseline = next(c for c in library if c.name == BASELINE)
         self.library = library
         self.schedule = Schedule(functools.partial(known, laboratory))
-        self.monitor = Monitor(config, screen, laboratory.programs.lanes, self.schedule, ledger, len(arms))
+        self.monitor = Monitor(
+            config, screen, laboratory.programs.lanes, self.schedule, ledger, len(arms), laboratory.log
+        )
         self.raced = {arm.name: Raced([], {}) for arm in arms}
         self.arrivals: dict[_Proposed, list[Contender]] = {}
         self.prefetchers: list[Prefetcher[_Ask, Contender]] = []
@@ -152,7 +153,7 @@ class Race:
             self.monitor.trained(report)
             seconds = time.monotonic() - begun
             queued = self.schedule.queued
-            log(self.laboratory, kind="progress", seconds=seconds, queued=queued, **report._asdict())
+            self.laboratory.log("progress", seconds=seconds, queued=queued, **report._asdict())
 
         jobs = itertools.chain([first], jobs)
         for finished in train(station, jobs, progress, self.schedule.wait):
@@ -189,6 +190,7 @@ class Race:
                 self.schedule.want(jobs, (arm.place > 0, -number, generation, arm.place))
                 facts = yield set(jobs)
                 comparisons = judged(self.config, assemble(self.laboratory, facts, measured, trial))
+                self.monitor.scored(arm.name, generation, number, comparisons.values())
             if number == 0:
                 self.schedule.learn(_Scored(arm.name, generation), comparisons)
         raced.contenders += contenders

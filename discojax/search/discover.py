@@ -19,7 +19,7 @@ from discojax.data import cache
 from discojax.errors import UserError
 from discojax.proposers.budget import Spent
 from discojax.search import archive as archives
-from discojax.search import finals, proposals
+from discojax.search import finals, logs, proposals
 from discojax.search.arms import SEARCH, make_arms
 from discojax.search.brackets import search
 from discojax.search.display import display
@@ -86,14 +86,16 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
         objectives.get(name)  # a misspelt name is told before an hour of work, not after
     if "preferences" in (config.task.name, config.task.held_out):
         check_rewards(task_config(config).own, search=True)
+    logs.require(config.run)
     candidates.warm()  # the checking process starts while the tasks are built
-    with open_run(config, resume) as archive, display() as screen:
+    with open_run(config, resume) as archive, display() as screen, logs.opened(config) as log:
         screen.say(f"Run [bold]{config.run.path}[/bold]: metrics.jsonl and archive.sqlite grow as it goes.")
         contenders = proposals.admit_library(archive, library)
         known = {contender.name: contender for contender in contenders}
         ledger = RunLedger(archive)
         arms = make_arms(config, archive, tuple(known), ledger)  # a wrong key is told before any work
-        laboratory = build_laboratory(config, archive, (config.task.name, config.task.held_out), screen)
+        names = config.task.name, config.task.held_out
+        laboratory = build_laboratory(config, archive, names, screen, log)
         raced = search(config, laboratory, arms, contenders, ledger, screen)
         ranked = finals.elites(config, laboratory, raced, known[BASELINE], screen)
         held_out = [known[objectives.get(name).name] for name in baselines]
@@ -126,8 +128,9 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
     contenders = [given(name) for name in dict.fromkeys((BASELINE, *names))]
     if len({c.name for c in contenders}) < len(contenders):
         raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
-    with open_run(config, resume=False) as archive, display() as screen:
-        laboratory = build_laboratory(config, archive, (config.task.name,), screen)
+    logs.require(config.run)
+    with open_run(config, resume=False) as archive, display() as screen, logs.opened(config) as log:
+        laboratory = build_laboratory(config, archive, (config.task.name,), screen, log)
         trial = Trial(
             _TRAIN, config.task.name, "select", config.evaluation.steps, config.search.betas,
             seeds(config, _TRAIN, config.evaluation.seeds), config.evaluation.prompts,

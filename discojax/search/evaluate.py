@@ -22,6 +22,7 @@ from discojax import candidates
 from discojax.config import Config
 from discojax.errors import UserError
 from discojax.search import archive as archives
+from discojax.search import logs
 from discojax.search.archive import EvaluationKey
 from discojax.search.display import Display, display
 from discojax.search.frontier import area
@@ -143,9 +144,10 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
     judge = make_judge(config)  # a missing key is told before an hour of work, not after
     reward = own_reward(config.evaluation.reward) if config.evaluation.reward else None
     name = config.task.held_out
-    with open_run(config, resume) as archive, display() as screen:
+    logs.require(config.run)
+    with open_run(config, resume) as archive, display() as screen, logs.opened(config) as log:
         laboratory = build_laboratory(
-            config, archive, (name,), screen, held_out_pairs=config.evaluation.held_out_pairs
+            config, archive, (name,), screen, log, held_out_pairs=config.evaluation.held_out_pairs
         )
         if reward is not None:
             laboratory = replace(laboratory, tasks={name: _scored_by(laboratory.tasks[name], reward, config)})

@@ -6,11 +6,9 @@ or after it was stopped, is answered from there.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +24,7 @@ from discojax.population.training import Progress as LaneProgress
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Evaluation, EvaluationKey
 from discojax.search.display import Display
-from discojax.search.records import plain
+from discojax.search.logs import NOWHERE, Log
 from discojax.search.statistics import Samples
 from discojax.tasks.measure import Margins, Measurement, Sampler, make_judge, make_observe
 from discojax.tasks.types import Prompts, Task
@@ -39,7 +37,6 @@ __all__ = [
     "Trial",
     "assemble",
     "known",
-    "log",
     "measure",
     "record",
     "wanted",
@@ -97,7 +94,7 @@ class Laboratory:
     tasks: Mapping[str, Task]
     archive: Archive
     learning_rate: float
-    metrics: Path
+    log: Log = NOWHERE
     margins: Margins | None = None
 
     def station(self, trial: Trial) -> Station:
@@ -160,7 +157,7 @@ def measure(
         def progress(report: LaneProgress) -> None:
             bar.advance(report.useful)
             seconds = time.monotonic() - started
-            log(laboratory, kind="progress", rung=trial.rung, seconds=seconds, **report._asdict())
+            laboratory.log("progress", rung=trial.rung, seconds=seconds, **report._asdict())
 
         for finished in train(station, iter(missing.items()), progress):
             evaluation = record(laboratory, finished)
@@ -219,9 +216,8 @@ def record(laboratory: Laboratory, finished: Finished[EvaluationKey]) -> Evaluat
     """What became of a lane, once the archive has it; with the arrays that scores are made of."""
     evaluation = _evaluation(finished)
     archives.add_evaluations(laboratory.archive, [evaluation])
-    log(
-        laboratory,
-        kind="lane",
+    laboratory.log(
+        "lane",
         objective=finished.key.objective,
         **{name: getattr(finished.key, name) for name in _LOGGED},
         status=evaluation.status,
@@ -279,9 +275,3 @@ def assemble(
     sft = np.stack([row(None, 0.0, seed, "reward") for seed in trial.seeds])
     samples = {c.name: Samples(grid(c, "reward"), grid(c, "kl")) for c in contenders}
     return Measured(samples, sft.mean(0), sft)
-
-
-def log(laboratory: Laboratory, **fields: Any) -> None:
-    """Adds a line to the run's `metrics.jsonl`."""
-    with laboratory.metrics.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(plain({"time": time.time(), **fields})) + "\n")

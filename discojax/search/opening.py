@@ -28,6 +28,7 @@ from discojax.search.archive import Archive
 from discojax.search.display import Bar, Display
 from discojax.search.judging import make_judge
 from discojax.search.laboratory import Contender, Laboratory
+from discojax.search.logs import NOWHERE, Log
 from discojax.search.rungs import chunk_budgets
 from discojax.tasks import catalogue
 from discojax.tasks.measure import make_margins, make_sampler
@@ -86,7 +87,13 @@ def open_run(config: Config, resume: bool) -> Archive:
 
 
 def build_laboratory(
-    config: Config, archive: Archive, names: Sequence[str], screen: Display, *, held_out_pairs: int = 0
+    config: Config,
+    archive: Archive,
+    names: Sequence[str],
+    screen: Display,
+    log: Log = NOWHERE,
+    *,
+    held_out_pairs: int = 0,
 ) -> Laboratory:
     """What measuring takes: the tasks, built or read from the cache, and the compiled programs.
 
@@ -96,6 +103,7 @@ def build_laboratory(
       names: of the tasks. That of `config.task.name` is searched on and that of `config.task.held_out`
         reports; the two must share nothing.
       screen: where progress is shown.
+      log: where its lines go.
       held_out_pairs: pairs of each task that nothing trains on, on which margins are measured.
 
     Raises:
@@ -148,7 +156,7 @@ def build_laboratory(
         tasks,
         archive,
         config.population.learning_rate,
-        config.run.path / "metrics.jsonl",
+        log,
         margins,
     )
 

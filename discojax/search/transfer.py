@@ -23,6 +23,7 @@ from discojax import candidates, objectives
 from discojax.config import Config, TaskName
 from discojax.errors import UserError
 from discojax.search import archive as archives
+from discojax.search import logs
 from discojax.search.archive import Archive
 from discojax.search.correlation import Correlation, rank_correlation
 from discojax.search.display import Display, display
@@ -30,6 +31,7 @@ from discojax.search.evaluate import every_lane, tune
 from discojax.search.finals import only
 from discojax.search.frontier import area
 from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
+from discojax.search.logs import Log
 from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.rungs import BASELINE, final_trial, judged, rung_trial, seeds
 from discojax.search.statistics import Comparison, Samples
@@ -117,7 +119,8 @@ def transfer(config: Config, tasks: Mapping[TaskName, Config]) -> Transferred:
     config = replace(config, run=replace(config.run, name=f"{source.name}-transfer"))
     resume = (config.run.path / "archive.sqlite").exists()
     stages = []
-    with open_run(config, resume) as archive, display() as screen:
+    logs.require(config.run)
+    with open_run(config, resume) as archive, display() as screen, logs.opened(config) as log:
         for number, (name, detail, settings, task) in enumerate(_stages(config, tasks)):
             rung = _RUNG + _APART * number
             trial = Trial(
@@ -127,7 +130,7 @@ def transfer(config: Config, tasks: Mapping[TaskName, Config]) -> Transferred:
             assert_fresh(found.seeds, (*trial.seeds, *seeds(config, _tuning(rung), 1)))
             settings = replace(settings, run=config.run)
             stages += _stage(settings, archive, contenders, trial, name, detail, found, baselines, screen,
-                             rescored=number == 1)  # fmt: skip
+                             log, rescored=number == 1)  # fmt: skip
     searched = {c.name: found.scores.get(c.name, np.nan) for c in contenders}
     finalists = tuple(c.name for c in found.finalists)
     return Transferred(source, config.run.path, finalists, baselines, searched, tuple(stages))
@@ -157,11 +160,11 @@ def _stages(config: Config, tasks: Mapping[TaskName, Config]) -> list[tuple[str,
 
 def _stage(
     config: Config, archive: Archive, contenders: Sequence[Contender], trial: Trial, name: str, detail: str,
-    found: Found, baselines: Sequence[str], screen: Display, *, rescored: bool,
+    found: Found, baselines: Sequence[str], screen: Display, log: Log, *, rescored: bool,
 ) -> list[Stage]:  # fmt: skip
     """The stage, and with `rescored` another of the same completions under another reward."""
     names = tuple(dict.fromkeys((config.task.name, trial.task)))
-    laboratory = build_laboratory(config, archive, names, screen)
+    laboratory = build_laboratory(config, archive, names, screen, log)
     if config.evaluation.learning_rates:
         chosen = tune(config, laboratory, contenders, trial.task, screen, _tuning(trial.rung))
         contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]

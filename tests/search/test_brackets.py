@@ -43,7 +43,7 @@ def drawn(monkeypatch):
             asked.append((list(history), count, seed, threading.current_thread().name))
             return super().propose(history, count, seed)
 
-    def build(config, archive, names, screen):
+    def build(config, archive, names, screen, log):
         return toy.laboratory(archive, config.run.path, lanes=config.population.lanes, chunk=10)
 
     monkeypatch.setattr(discover, "build_laboratory", build)

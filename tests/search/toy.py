@@ -35,6 +35,7 @@ from discojax.search.brackets import Race
 from discojax.search.display import Display
 from discojax.search.laboratory import Contender, Laboratory, Trial
 from discojax.search.ledger import RunLedger
+from discojax.search.logs import FILE, Log, jsonl
 from discojax.search.prefetch import Prefetcher
 from discojax.tasks.measure import Measurement
 
@@ -123,7 +124,7 @@ def laboratory(archive: Archive, folder: Path, *, lanes: int, chunk: int, second
         return LaneState(params, None, step, state.diverged | diverging), StepMetrics(taken, *sums)
 
     programs = types.SimpleNamespace(lanes=lanes, batch=16, fresh=fresh, reset=reset, advance=advance)
-    return Toy(programs, None, {}, archive, 1e-3, folder / "metrics.jsonl", clock=clock, seconds=seconds)  # type: ignore[arg-type]
+    return Toy(programs, None, {}, archive, 1e-3, Log((jsonl(folder / FILE),)), clock=clock, seconds=seconds)  # type: ignore[arg-type]
 
 
 def _marks(settings: LaneSettings, lane: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import toy
@@ -26,8 +27,9 @@ SETTINGS = (
 def main(folder: Path, overrides: list[str]) -> None:
     config = load("quickstart", [*SETTINGS, f"run.directory={folder}", "run.name=toy", *overrides])
 
-    def build(config, archive, names, screen):
-        return toy.laboratory(archive, config.run.path, lanes=config.population.lanes, chunk=10)
+    def build(config, archive, names, screen, log):
+        made = toy.laboratory(archive, config.run.path, lanes=config.population.lanes, chunk=10)
+        return replace(made, log=log)
 
     discover.build_laboratory = build  # type: ignore[assignment]
     discover.run(config, resume=(config.run.path / "archive.sqlite").exists())
