@@ -24,7 +24,7 @@ import platform
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -179,10 +179,13 @@ def get_evaluation(archive: Archive, key: EvaluationKey) -> Evaluation | None:
     return found[0] if found else None
 
 
-def evaluations(archive: Archive, **equal: Any) -> list[Evaluation]:
+def evaluations(
+    archive: Archive, *, arrays: Collection[str] | None = None, **equal: Any
+) -> list[Evaluation]:
     """Evaluations in the order they were made, all or those whose columns equal what is given.
 
-    A sequence means any of its values: `evaluations(archive, task="imdb", seed=[0, 1])`.
+    A sequence means any of its values: `evaluations(archive, task="imdb", seed=[0, 1])`. Where `arrays`
+    names some per-prompt arrays, the others are left unread.
     """
     names = [f.name for f in fields(EvaluationKey)]
     values = [f.name for f in fields(Evaluation) if f.name != "key"]
@@ -190,7 +193,7 @@ def evaluations(archive: Archive, **equal: Any) -> list[Evaluation]:
     found = []
     for row in rows:
         key = EvaluationKey(*(row.pop(name) for name in names))
-        found.append(Evaluation(key, per_prompt=unpack(row.pop("per_prompt")), **row))
+        found.append(Evaluation(key, per_prompt=unpack(row.pop("per_prompt"), arrays), **row))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -147,9 +147,12 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(blob: bytes | None) -> dict[str, np.ndarray]:
-    """The arrays of a `per_prompt` blob, a compressed npz; none of none. Nothing in it is executed."""
+def unpack(blob: bytes | None, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a `per_prompt` blob, a compressed npz, all or those of `names`; none of none.
+
+    Nothing in it is executed.
+    """
     if blob is None:
         return {}
     with PARSING, np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
-        return dict(arrays)
+        return {name: arrays[name] for name in arrays.files if names is None or name in names}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
 from discojax.errors import UserError
 
-__all__ = ["MIGRATIONS", "VIEWS", "explain", "lock", "migrate"]
+__all__ = ["MIGRATIONS", "VIEWS", "explain", "is_locked", "lock", "migrate"]
 
 VIEWS = ("proposals", "scores", "failures", "spending")
 
@@ -239,6 +240,20 @@ def lock(path: Path) -> sqlite3.Connection:
             ) from error
         raise
     return connection
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process is writing the run now; False if that cannot be told."""
+    file = path.with_name(path.name + ".lock")
+    if not file.exists():
+        return False
+    try:
+        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=0)
+        with contextlib.closing(connection):
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        return _code(error).startswith("SQLITE_BUSY")
+    return False
 
 
 def explain(error: sqlite3.DatabaseError, path: Path) -> str:
