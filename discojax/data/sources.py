@@ -134,6 +134,9 @@ def read_answered(
 ) -> Iterator[tuple[str, tuple[Prompt, str]]]:
     """The prompts of a source, each with what a person wrote to it: "" where no column is named for that.
 
+    Where the column of prompts is "" the other one holds whole conversations, of which the last turn is
+    what was written.
+
     Raises:
       UserError: as `read_preferences`.
     """
@@ -141,16 +144,21 @@ def read_answered(
     rows = readers.read_rows(source, split, text_column=asked)
 
     def convert(row: Mapping[str, Any]) -> tuple[Prompt, str]:
-        prompt = _prompt(row.get(asked), asked)
         if not answered:
-            return prompt, ""
+            return _prompt(row.get(asked), asked), ""
         answer = _side(row.get(answered), answered)
+        if asked:
+            prompt = _prompt(row.get(asked), asked)
+        elif isinstance(answer, str):
+            raise _MalformedError(f"{answered} is text and no conversation")
+        else:
+            prompt = _prompt(answer[:-1], answered)
         text = answer if isinstance(answer, str) else _reply(answer[-1:], answered)
         if not text.strip():
             raise _MalformedError(f"{answered} is empty")
         return prompt, text
 
-    return _read(source, rows, (asked, answered) if answered else (asked,), convert, account)
+    return _read(source, rows, [name for name in columns if name], convert, account)
 
 
 def _read(

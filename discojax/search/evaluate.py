@@ -142,8 +142,9 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
     if len({c.name for c in contenders}) < len(contenders):
         raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
     judge = make_judge(config)  # a missing key is told before an hour of work, not after
-    reward = own_reward(config.evaluation.reward) if config.evaluation.reward else None
     name = config.task.held_out
+    other = config.evaluation.reward and name != "preferences"  # which knows it by itself
+    reward = own_reward(config.evaluation.reward) if other else None
     logs.require(config.run)
     with open_run(config, resume) as archive, display() as screen, logs.opened(config) as log:
         laboratory = build_laboratory(

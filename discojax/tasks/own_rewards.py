@@ -39,6 +39,8 @@ def own_reward(name: str) -> Reward:
     Raises:
       UserError: there is no such thing.
     """
+    if needs_answers(name):
+        raise UserError(f"The reward {name} compares with what people wrote: it is for the task preferences.")
     module, colon, function = name.partition(":")
     if colon and module != "hf":
         return entry_point(module, function)
@@ -152,21 +154,16 @@ def classifier(source: str) -> Reward:
       source: a folder as Transformers saves it, or an id on the hub.
 
     Raises:
-      UserError: there is no such model, it is no classifier, or it has no tokenizer.json.
+      UserError: there is no such model, it is no classifier, or it has no tokenizer.
     """
-    from tokenizers import Tokenizer
-
+    from discojax.data import hub_tokenizers
     from discojax.policies import pretrained
     from discojax.policies.encoder import Encoder
 
     loaded = pretrained.load(source)
     if not isinstance(loaded.policy, Encoder):
         raise UserError(f"{source} is a language model; as a reward give a classifier, such as a RoBERTa.")
-    file = loaded.source / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise UserError(f"{file} is needed to read texts for the reward {source} ({error}).") from error
+    tokenizer = hub_tokenizers.encoder(loaded.source)
     graph, weights = nnx.split(loaded.policy)
     config = loaded.policy.config
     tokenizer.enable_truncation(config.max_length)
