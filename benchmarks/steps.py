@@ -8,6 +8,7 @@ a ratio the median over rounds of what the peer took over what we took in the sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -26,6 +27,12 @@ from discojax.population.step import StepConfig
 __all__ = ["lane_steps", "population", "rows"]
 
 PAIRS, PROMPT, TOKENS, BATCHES = 8, 16, 48, 8
+LONG = 160
+PEERS = {
+    "trl": "TRL's DPOTrainer",
+    "trl, as it comes": "TRL's DPOTrainer, its default of checkpointed gradients left on",
+    "plain": "PyTorch, eager",
+}
 LOSSES = ("dpo", "ipo", "slic", "discopop", "exp", "kto_pair", "simpo", "aqfl")
 
 
@@ -59,18 +66,21 @@ def population(
     return call, programs.lanes * chunk
 
 
-def lane_steps(peer: Peer | None, *, rounds: int, lanes: tuple[int, ...]) -> dict[str, list[float]]:
+def lane_steps(
+    peer: Peer | None, *, rounds: int, lanes: tuple[int, ...], prompt: int = PROMPT
+) -> dict[str, list[float]]:
     """Seconds a lane-step of every subject, by round."""
+    config = replace(TINY_GPT2, max_length=prompt + TOKENS)
     subjects: dict[str, Callable[[], float]] = {}
     for count in lanes:
-        call, work = population(count, chunk=max(8 // count, 1))
+        call, work = population(count, chunk=max(8 // count, 1), config=config, prompt=prompt)
 
         def ours(call=call, work=work) -> float:
             return timed(call) / work
 
         subjects[f"{count} lanes"] = ours
     if peer is not None:
-        pairs = synthetic_pairs(TINY_GPT2, pairs=BATCHES * PAIRS, prompt=PROMPT, tokens=TOKENS)
+        pairs = synthetic_pairs(config, pairs=BATCHES * PAIRS, prompt=prompt, tokens=TOKENS)
 
         def batches(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
             parts = (x.reshape(BATCHES, PAIRS, *x.shape[1:]) for x in (chosen, rejected))
@@ -78,8 +88,8 @@ def lane_steps(peer: Peer | None, *, rounds: int, lanes: tuple[int, ...]) -> dic
 
         ids = batches(pairs.chosen_ids, pairs.rejected_ids)
         reference = batches(pairs.reference_chosen, pairs.reference_rejected)
-        for name in ("plain", "trl"):
-            peer.build(name, peer_shape(TINY_GPT2), ids=ids, reference=reference, prompt=PROMPT)
+        for name in PEERS:
+            peer.build(name, peer_shape(config), ids=ids, reference=reference, prompt=prompt)
             peer.run(name, 3)
             subjects[name] = lambda name=name: peer.run(name, 4)[0] / 4
     return {name: list(times) for name, times in turns(subjects, rounds).items()}
@@ -87,21 +97,25 @@ def lane_steps(peer: Peer | None, *, rounds: int, lanes: tuple[int, ...]) -> dic
 
 def rows(peer: Peer | None, *, quick: bool = False) -> list[Row]:
     """The table's lines on training steps."""
+    rounds = 3 if quick else 9
     lanes = (1, 4, 16) if quick else (1, 4, 16, 64)
-    times = lane_steps(peer, rounds=3 if quick else 9, lanes=lanes)
-    named = {"trl": "TRL's DPOTrainer", "plain": "PyTorch, eager", "1 lanes": "one JAX policy at a time"}
+    result = _rows("step", lane_steps(peer, rounds=rounds, lanes=lanes), lanes)
+    if peer is not None:
+        times = lane_steps(peer, rounds=rounds, lanes=(4,), prompt=LONG)
+        result += _rows(f"step with prompts of {LONG} tokens", times, (4,))
+    return result
+
+
+def _rows(what: str, times: dict[str, list[float]], lanes: tuple[int, ...]) -> list[Row]:
     result = []
-    for name, title in named.items():
-        if name not in times:
-            continue
-        for count in lanes:
+    for name, title in (PEERS | {"1 lanes": "one JAX policy at a time"}).items():
+        for count in lanes if name in times else ():
             if name == "1 lanes" and count == 1:
                 continue
-            ratio = np.median(np.divide(times[name], times[f"{count} lanes"]))
-            result.append(
-                Row(f"step, {count} lanes against {title}", _ms(times[f"{count} lanes"]), _ms(times[name]),
-                    float(ratio), "ms a lane-step")
-            )  # fmt: skip
+            ours = times[f"{count} lanes"]
+            ratio = float(np.median(np.divide(times[name], ours)))
+            title_of = f"{what}, {count} lanes against {title}"
+            result.append(Row(title_of, _ms(ours), _ms(times[name]), ratio, "ms a lane-step"))
     return result
 
 

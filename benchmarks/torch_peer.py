@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,9 @@ class Gate(TrainerCallback):
         self.go.get()
 
 
-def trl(shape: dict[str, Any], data: dict[str, Any]) -> Callable[[int], Any]:
+def trl(
+    shape: dict[str, Any], data: dict[str, Any], *, gradient_checkpointing: bool = False
+) -> Callable[[int], Any]:
     """TRL's DPOTrainer, its reference log-probabilities precomputed, on the same tokens."""
     import transformers
     from datasets import Dataset
@@ -113,7 +116,7 @@ def trl(shape: dict[str, Any], data: dict[str, Any]) -> Callable[[int], Any]:
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=pairs, max_steps=10**6, learning_rate=1e-4,
         beta=0.1, precompute_ref_log_probs=True, max_length=shape["max_length"], report_to=[],
         logging_strategy="no", save_strategy="no", use_cpu=DEVICE == "cpu", bf16=False,
-        gradient_checkpointing=False, disable_tqdm=True, lr_scheduler_type="constant",
+        gradient_checkpointing=gradient_checkpointing, disable_tqdm=True, lr_scheduler_type="constant",
     )  # fmt: skip
     trainer = DPOTrainer(
         model=model(shape), args=arguments, train_dataset=Dataset.from_list(rows),
@@ -149,7 +152,12 @@ def generate(shape: dict[str, Any], data: dict[str, Any]) -> Callable[[int], Any
     return calls
 
 
-SUBJECTS = {"plain": plain, "trl": trl, "generate": generate}
+SUBJECTS = {
+    "plain": plain,
+    "trl": trl,
+    "trl, as it comes": partial(trl, gradient_checkpointing=True),
+    "generate": generate,
+}
 
 
 def main() -> None:
