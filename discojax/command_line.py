@@ -26,6 +26,14 @@ class Command(NamedTuple):
     summary: str
     arguments: tuple[int, int] = (0, 0)  # how few and how many
     options: tuple[tuple[str, dict[str, str]], ...] = ()
+    devices: bool = False  # whether it trains, and so may be started on every host of a job
+
+
+_HOSTS = (
+    ("--coordinator", "HOST:PORT", "of process 0, where a job's hosts are not found by themselves"),
+    ("--processes", "N", "how many processes the job has, each started with the same command"),
+    ("--process", "I", "which of them this is, from 0"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,6 +51,8 @@ def _parser(name: str, command: Command) -> _Parser:
     )
     for option, details in command.options:
         parser.add_argument(option, **details)  # type: ignore[arg-type]
+    for option, value, told in _HOSTS if command.devices else ():
+        parser.add_argument(option, metavar=value, help=told)
     parser.add_argument("--config", metavar="FILE", help="a path, or the name of a file in configs/")
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     return parser

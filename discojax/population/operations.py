@@ -1,7 +1,9 @@
 """Device work as data: what may be asked of the devices, and one function that does it.
 
 An operation is a few host arrays. Whoever decides (`population.training`) knows nothing of devices,
-and any process that is told the same operations in the same order does the same device work.
+and any process that is told the same operations in the same order does the same device work. With many
+processes (`population.hosts`) the leader's are told to the others, and each puts on its own devices what
+its own lanes need.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float, Int
 
+from discojax.population import hosts
 from discojax.population.checkpoint import Checkpoints, Held
-from discojax.population.engine import Engine
+from discojax.population.engine import Engine, Programs
 from discojax.population.lanes import LaneSettings, LaneState
-from discojax.population.placement import fetch
+from discojax.population.placement import fetch, put
 
 __all__ = [
     "Advance",
@@ -52,7 +57,7 @@ class Advanced(NamedTuple):
     """What became of every lane.
 
     Attributes:
-      sums: see `StepMetrics`, a row for each of its fields.
+      sums: see `StepMetrics`, a row for each of its fields, and as many as it has values for the last.
       step: steps each lane has taken in all.
       diverged: see `LaneState`.
     """
@@ -83,10 +88,6 @@ class Restore(NamedTuple):
 Operation: TypeAlias = Begin | Reset | Advance | Observe | Save | Restore
 
 
-def _nobody(operation: Operation) -> None:
-    """Tells nobody."""
-
-
 def _as_it_is(observed: Any, chosen: Bool[np.ndarray, " lanes"]) -> Sequence[Any]:
     return observed
 
@@ -101,7 +102,6 @@ class Station:
         at and every lane's seed, any tree of arrays.
       judge: the host's part: of that tree, as host arrays, and which lanes, one result for each of
         these, in order.
-      announce: told every operation before it is performed.
       checkpoints: of the lanes, if they are kept.
       identity: of all that a lane's work here depends on, besides its job.
     """
@@ -109,7 +109,6 @@ class Station:
     engine: Engine
     observe: Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], Any]
     judge: Callable[[Any, Bool[np.ndarray, " lanes"]], Sequence[Any]] = _as_it_is
-    announce: Callable[[Operation], None] = _nobody
     checkpoints: Checkpoints | None = None
     identity: str = ""
 
@@ -119,7 +118,12 @@ def perform(station: Station, state: LaneState | None, operation: Operation) -> 
 
     `state` is given up: what it held is in the new one. `Begin` and `Restore` take None.
     """
-    station.announce(operation)
+    hosts.tell(operation)
+    with hosts.guarded():
+        return _perform(station, state, operation)
+
+
+def _perform(station: Station, state: LaneState | None, operation: Operation) -> tuple[LaneState, Any]:
     engine = station.engine
     programs = engine.programs
     if isinstance(operation, Begin):
@@ -131,14 +135,25 @@ def perform(station: Station, state: LaneState | None, operation: Operation) -> 
     assert state is not None
     match operation:
         case Reset(started):
-            return programs.reset(state, engine.params, started), None
+            return programs.reset(state, engine.params, _by_lane(programs, started)), None
         case Advance(settings):
-            state, metrics = programs.advance(state, settings, engine.frozen, engine.data)
+            orders = _by_lane(programs, settings)
+            state, metrics = programs.advance(state, orders, engine.frozen, engine.data)
             sums, step, diverged = fetch((metrics, state.step, state.diverged))
-            return state, Advanced(np.stack([x.astype(np.float64) for x in sums]), step, diverged)
+            return state, Advanced(_rows(sums), step, diverged)
         case Observe(chosen, seeds):
+            chosen, seeds = _by_lane(programs, (chosen, seeds))
             return state, fetch(station.observe(state.params, chosen, seeds))
         case Save(held, last):
             assert station.checkpoints is not None
             station.checkpoints.save(state, held, station.identity, last=last)
             return state, None
+
+
+def _by_lane(programs: Programs, tree: Any) -> Any:
+    """Host arrays with a lane axis, for the compiled functions; one process leaves placing them to `jit`."""
+    return tree if hosts.alone() else put(tree, NamedSharding(programs.mesh, jax.P("lane")))
+
+
+def _rows(sums: Any) -> Float[np.ndarray, "metrics lanes"]:
+    return np.concatenate([x.astype(np.float64).reshape(len(x), -1).T for x in sums])

@@ -13,6 +13,7 @@ Moments have their parameter's name and shape, so one rule places both.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-__all__ = ["RULES", "alike", "constrain", "fetch", "lane_shardings", "parameter_spec", "shardings"]
+__all__ = ["RULES", "alike", "constrain", "fetch", "lane_shardings", "parameter_spec", "put", "shardings"]
 
 RULES: tuple[tuple[str, Literal["whole", "last", "longest"]], ...] = (
     (r"lora", "whole"),  # adapters are small, and read by every row of the batch
@@ -74,9 +75,37 @@ def _place(mesh: Mesh, tree: Any, spec: Any) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def put(tree: Any, places: Any) -> Any:
+    """Arrays that every process has whole, where `places` (a tree of shardings, or one) puts them.
+
+    Each process puts on its own devices what is to lie there, and nothing else.
+    """
+
+    def one(x: Any, place: NamedSharding) -> jax.Array:
+        if place.is_fully_addressable:
+            return jax.device_put(x, place)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, place, lambda part: host[part])
+
+    if isinstance(places, NamedSharding):
+        return jax.tree.map(lambda x: one(x, places), tree)
+    return jax.tree.map(one, tree, places)
+
+
 def fetch(tree: Any) -> Any:
-    """The tree with its device arrays as host arrays."""
-    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, tree)
+    """The tree with its device arrays as host arrays, whole in every process: all of them must call it."""
+    leaves, form = jax.tree.flatten(tree)
+    far = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not x.is_fully_addressable]
+    if far:
+        copies = NamedSharding(leaves[far[0]].sharding.mesh, jax.P())
+        for i, whole in zip(far, _gather(copies)([leaves[i] for i in far]), strict=True):
+            leaves[i] = whole
+    return jax.tree.unflatten(form, [np.asarray(x) if isinstance(x, jax.Array) else x for x in leaves])
+
+
+@functools.cache
+def _gather(copies: NamedSharding) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    return jax.jit(lambda arrays: arrays, out_shardings=copies)
 
 
 def constrain(tree: Any, mesh: Mesh) -> Any:

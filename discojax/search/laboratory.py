@@ -16,7 +16,7 @@ import numpy as np
 from discojax.candidates import Program
 from discojax.errors import UserError
 from discojax.objectives import machine
-from discojax.population.engine import Programs, make_engine
+from discojax.population.engine import Programs
 from discojax.population.lanes import Job
 from discojax.population.operations import Station
 from discojax.population.training import Finished, train
@@ -24,9 +24,10 @@ from discojax.population.training import Progress as LaneProgress
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Evaluation, EvaluationKey
 from discojax.search.display import Display
+from discojax.search.instruments import Instruments, open_station
 from discojax.search.logs import NOWHERE, Log
 from discojax.search.statistics import Samples
-from discojax.tasks.measure import Margins, Measurement, Sampler, make_judge, make_observe
+from discojax.tasks.measure import Measurement, make_judge
 from discojax.tasks.types import Prompts, Task
 
 __all__ = [
@@ -89,13 +90,16 @@ class Trial:
 class Laboratory:
     """Everything that measuring takes, built once a run."""
 
-    programs: Programs
-    sampler: Sampler
+    instruments: Instruments
     tasks: Mapping[str, Task]
     archive: Archive
     learning_rate: float
     log: Log = NOWHERE
-    margins: Margins | None = None
+
+    @property
+    def programs(self) -> Programs:
+        """What trains lanes."""
+        return self.instruments.programs
 
     def station(self, trial: Trial) -> Station:
         """Where the lanes of a trial are trained, and what measures them.
@@ -111,13 +115,9 @@ class Laboratory:
                 f"{trial.prompts} are asked for: lower evaluation.prompts or evaluation.search_prompts."
             )
         prompts = Prompts(*(array[: trial.prompts] for array in prompts))
-        engine = make_engine(self.programs, task.params, task.pairs, task.frozen)
-        observe = make_observe(
-            self.sampler, prompts, engine.params,
-            frozen=engine.frozen, margins=self.margins, held_out=task.held_out,
-        )  # fmt: skip
+        station = open_station(self.instruments, task, trial.split, trial.prompts)
         judge = make_judge(prompts, decode=task.decode, reward=task.reward[trial.split])
-        return Station(engine, observe, judge)
+        return replace(station, judge=judge)
 
 
 class Measured(NamedTuple):

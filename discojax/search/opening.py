@@ -19,19 +19,18 @@ from discojax.policies.decoder import DecoderConfig
 from discojax.policies.lora import LoraConfig
 from discojax.policies.sft import SftConfig
 from discojax.population.backend import choose_implementation
-from discojax.population.engine import make_programs
-from discojax.population.mesh import make_mesh, rows_per_device
+from discojax.population.mesh import make_mesh, own_part, rows_per_device
 from discojax.population.step import StepConfig
 from discojax.population.training import chunk_for
 from discojax.search import archive as archives
 from discojax.search.archive import Archive
 from discojax.search.display import Bar, Display
+from discojax.search.instruments import Design, make_instruments
 from discojax.search.judging import make_judge
 from discojax.search.laboratory import Contender, Laboratory
 from discojax.search.logs import NOWHERE, Log
 from discojax.search.rungs import chunk_budgets
 from discojax.tasks import catalogue
-from discojax.tasks.measure import make_margins, make_sampler
 from discojax.tasks.types import OwnData, PretrainedConfig, Task, TaskConfig, assert_disjoint
 
 __all__ = ["build_laboratory", "build_tasks", "given", "open_run"]
@@ -110,7 +109,8 @@ def build_laboratory(
       UserError: a task cannot be built, or what reports had a part in the search.
     """
     # First what can be wrong at once, and then what takes minutes.
-    mesh = make_mesh(*asdict(config.population.mesh).values())
+    sizes = (config.population.mesh.lane, config.population.mesh.data, config.population.mesh.model)
+    mesh = make_mesh(*sizes)
     implementation = choose_implementation(config.population.implementation)
     step = StepConfig(
         batch=config.population.batch,
@@ -120,7 +120,7 @@ def build_laboratory(
         accumulate=config.population.accumulate,
     )
     rows_per_device(mesh, step.batch, step.accumulate)
-    tasks = build_tasks(config, names, screen, held_out_pairs=held_out_pairs, mesh=mesh)
+    tasks = build_tasks(config, names, screen, held_out_pairs=held_out_pairs, mesh=own_part(mesh))
     first = next(iter(tasks.values()))
     assert_disjoint(
         [tasks[name] for name in (config.task.name,) if name in tasks],
@@ -133,31 +133,22 @@ def build_laboratory(
         "hardware",
         {"platform": jax.default_backend(), "devices": [d.device_kind for d in jax.devices()]},
     )
-    margins = None
-    if held_out_pairs:
-        margins = make_margins(
-            first.graph,
-            tokens=first.sampling.tokens,
-            mesh=mesh,
-            implementation=implementation,
-            dtype=step.dtype,
-        )
+    design = Design(
+        graph=first.graph,
+        step=step,
+        sampling=first.sampling,
+        lanes=config.population.lanes,
+        tokens=config.task.completion_tokens,
+        prompts=max(int(task.pairs.prompt_length.max()) for task in tasks.values()),
+        mesh=sizes,
+        margins=held_out_pairs > 0,
+    )
     return Laboratory(
-        make_programs(
-            first.graph,
-            first.params,
-            step,
-            lanes=config.population.lanes,
-            tokens=config.task.completion_tokens,
-            mesh=mesh,
-            frozen=first.frozen,
-        ),
-        make_sampler(first.graph, first.sampling, mesh=mesh, implementation=implementation, dtype=step.dtype),
+        make_instruments(design, first.params, first.frozen),
         tasks,
         archive,
         config.population.learning_rate,
         log,
-        margins,
     )
 
 

@@ -218,7 +218,6 @@ def make_observe(
     frozen = nnx.State({}) if frozen is None else frozen
 
     def observe(params: Any, chosen: Any, seeds: Any) -> Observed:
-        chosen, seeds = np.asarray(chosen), np.asarray(seeds)
         samples, divergence = sampler(params, frozen, chosen, seeds, prompts, reference)
         margin = None
         if margins is not None and held_out is not None:

@@ -24,7 +24,7 @@ from discojax import candidates, objectives
 from discojax.config import Config
 from discojax.population.lanes import LaneSettings, LaneState
 from discojax.population.operations import Station
-from discojax.population.step import StepMetrics
+from discojax.population.step import MARGIN_EDGES, StepMetrics
 from discojax.population.training import Progress
 from discojax.proposers.types import Proposal, Scored
 from discojax.search import archive as archives
@@ -120,11 +120,13 @@ def laboratory(archive: Archive, folder: Path, *, lanes: int, chunk: int, second
         clock.advance(seconds * chunk)
         step = np.where(diverging, settings.steps, state.step + taken)
         params = np.where((taken > 0)[:, None] | (settings.steps == 0)[:, None], marks, state.params)
-        sums = [taken.astype(np.float32)] * (len(StepMetrics._fields) - 1)
-        return LaneState(params, None, step, state.diverged | diverging), StepMetrics(taken, *sums)
+        sums = [taken.astype(np.float32)] * (len(StepMetrics._fields) - 2)
+        metrics = StepMetrics(taken, *sums, np.zeros((lanes, len(MARGIN_EDGES)), np.float32))
+        return LaneState(params, None, step, state.diverged | diverging), metrics
 
     programs = types.SimpleNamespace(lanes=lanes, batch=16, fresh=fresh, reset=reset, advance=advance)
-    return Toy(programs, None, {}, archive, 1e-3, Log((jsonl(folder / FILE),)), clock=clock, seconds=seconds)  # type: ignore[arg-type]
+    instruments = types.SimpleNamespace(programs=programs)
+    return Toy(instruments, {}, archive, 1e-3, Log((jsonl(folder / FILE),)), clock=clock, seconds=seconds)  # type: ignore[arg-type]
 
 
 def _marks(settings: LaneSettings, lane: int) -> np.ndarray:

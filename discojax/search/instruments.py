@@ -1,0 +1,148 @@
+"""Instruments: the compiled functions that lanes are trained and measured with, in every process alike.
+
+The process that leads makes a `Design` of them and opens stations; the others make the same of what they
+are told (`follow`). They know no proposer, no reward and no archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from discojax.data.pairs import Pairs
+from discojax.population import hosts
+from discojax.population.engine import Programs, make_engine, make_programs
+from discojax.population.lanes import LaneState
+from discojax.population.mesh import make_mesh
+from discojax.population.operations import Station, perform
+from discojax.population.placement import put
+from discojax.population.step import StepConfig
+from discojax.tasks.measure import Margins, Sampler, make_margins, make_observe, make_sampler
+from discojax.tasks.types import Prompts, SamplingConfig, Task
+
+__all__ = ["Design", "Instruments", "follow", "make_instruments", "open_station"]
+
+
+@dataclass(frozen=True)
+class Design:
+    """All that the compiled functions are made of, but for the shapes of weights.
+
+    Attributes:
+      graph: the policy's definition.
+      step, sampling: see `StepConfig` and `SamplingConfig`.
+      lanes: how many there are to be.
+      tokens, prompts: the longest completion and prompt.
+      mesh: devices along lane, data and model; see `make_mesh`.
+      margins: whether those of held-out pairs are measured.
+    """
+
+    graph: nnx.GraphDef
+    step: StepConfig
+    sampling: SamplingConfig
+    lanes: int
+    tokens: int
+    prompts: int | None
+    mesh: tuple[int, int, int]
+    margins: bool
+
+
+class Instruments(NamedTuple):
+    """See `make_programs`, `make_sampler` and `make_margins`; no margins where none are measured."""
+
+    design: Design
+    programs: Programs
+    sampler: Sampler
+    margins: Margins | None
+
+
+class _Open(NamedTuple):
+    """The message that a station is opened."""
+
+    design: Design
+    task: str  # its identity
+    split: str
+    prompts: int
+
+
+class _Goods(NamedTuple):
+    """What of a task is on the devices."""
+
+    params: Any
+    frozen: Any
+    pairs: Pairs
+    held_out: Pairs | None
+    prompts: Mapping[str, Prompts]
+
+
+def make_instruments(design: Design, params: Any, frozen: Any = None) -> Instruments:
+    """Prepares the compiled functions; each compiles when it is first called.
+
+    Args:
+      design: see `Design`.
+      params, frozen: the two parts of a policy's weights, of which only shapes matter.
+
+    Raises:
+      UserError: the batch cannot be divided over the mesh.
+    """
+    mesh = make_mesh(*design.mesh)
+    alike: dict[str, Any] = {
+        "mesh": mesh, "implementation": design.step.implementation, "dtype": design.step.dtype
+    }  # fmt: skip
+    return Instruments(
+        design,
+        make_programs(
+            design.graph, params, design.step, lanes=design.lanes, tokens=design.tokens,
+            prompts=design.prompts, mesh=mesh, frozen=frozen,
+        ),
+        make_sampler(design.graph, design.sampling, **alike),
+        make_margins(design.graph, tokens=design.sampling.tokens, **alike) if design.margins else None,
+    )  # fmt: skip
+
+
+def open_station(instruments: Instruments, task: Task, split: str, prompts: int) -> Station:
+    """A station for a task, measured on the first so many prompts of a split; it judges nothing yet.
+
+    Raises:
+      UserError: there are too few pairs, or the lanes do not fit into memory.
+    """
+    goods = _Goods(task.params, task.frozen, task.pairs, task.held_out, task.prompts)
+    hosts.give(task.identity, goods)
+    hosts.tell(_Open(instruments.design, task.identity, split, prompts))
+    return _station(instruments, goods, split, prompts)
+
+
+def _station(instruments: Instruments, goods: _Goods, split: str, prompts: int) -> Station:
+    engine = make_engine(instruments.programs, goods.params, goods.pairs, goods.frozen)
+    everywhere = NamedSharding(instruments.programs.mesh, jax.P())
+    chosen = Prompts(*(array[:prompts] for array in goods.prompts[split]))
+    observe = make_observe(
+        instruments.sampler, put(chosen, everywhere), engine.params, frozen=engine.frozen,
+        margins=instruments.margins, held_out=put(goods.held_out, everywhere),
+    )  # fmt: skip
+    return Station(engine, observe)
+
+
+def follow() -> int:
+    """Does the device work of a run that another process leads, until it ends; returns the exit code."""
+    instruments: Instruments | None = None
+    station: Station | None = None
+    state: LaneState | None = None
+
+    def act(message: Any) -> None:
+        nonlocal instruments, station, state
+        if isinstance(message, _Open):
+            state = station = None  # their memory is needed
+            goods = _Goods(*hosts.given(message.task))
+            if instruments is None or instruments.design != message.design:
+                instruments = make_instruments(message.design, goods.params, goods.frozen)
+            station = _station(instruments, goods, message.split, message.prompts)
+            return
+        assert station is not None
+        state, _ = perform(station, state, message)
+
+    return hosts.follow(act)
