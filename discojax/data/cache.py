@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from discojax.errors import UserError
+from discojax.places import cache_root as default_root
 
 try:
     import fcntl
@@ -45,21 +46,6 @@ FORMAT = 1  # part of every key: raise it when the layout of an entry changes
 _log = logging.getLogger(__name__)
 _SPACE = {errno.ENOSPC, errno.EDQUOT}
 _ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-
-
-def default_root() -> Path:
-    """`$DISCOJAX_CACHE`, else `discojax` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
-    if chosen := os.environ.get("DISCOJAX_CACHE"):
-        return Path(chosen).expanduser()
-    xdg = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(xdg):  # its specification says that a relative path is to be ignored
-        return Path(xdg) / "discojax"
-    try:
-        return Path.home() / ".cache" / "discojax"
-    except RuntimeError:
-        raise UserError(
-            "There is no home directory to cache in: set DISCOJAX_CACHE to a directory that you can write."
-        ) from None
 
 
 def content_hash(obj: Any) -> str:

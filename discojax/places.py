@@ -1,0 +1,42 @@
+"""Where things are kept: the user's cache, and what stands on this machine for a bucket."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from discojax.errors import UserError
+
+__all__ = ["cache_root", "is_remote", "working_folder"]
+
+
+def cache_root() -> Path:
+    """`$DISCOJAX_CACHE`, else `discojax` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    if chosen := os.environ.get("DISCOJAX_CACHE"):
+        return Path(chosen).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg):  # its specification says that a relative path is to be ignored
+        return Path(xdg) / "discojax"
+    try:
+        return Path.home() / ".cache" / "discojax"
+    except RuntimeError:
+        raise UserError(
+            "There is no home directory to cache in: set DISCOJAX_CACHE to a directory that you can write."
+        ) from None
+
+
+def is_remote(directory: str) -> bool:
+    """Whether this is no folder of this machine, but such as `gs://bucket/runs`."""
+    return "://" in directory
+
+
+def working_folder(directory: str) -> Path:
+    """The folder that a directory's runs are worked on in: itself, or for a remote one a local stand-in.
+
+    >>> working_folder("runs").as_posix(), working_folder("gs://bucket/runs").parts[-2:]
+    ('runs', ('runs', 'gs-bucket-runs'))
+    """
+    if not is_remote(directory):
+        return Path(directory)
+    return cache_root() / "runs" / re.sub(r"[^A-Za-z0-9_.]+", "-", directory).strip("-.")
