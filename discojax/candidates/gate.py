@@ -22,7 +22,7 @@ class CheckResult:
       line: the line at fault, where one is.
       reason: what is wrong and what to write instead, as `CandidateError` words it.
       program: the program; also of a text that stages 4 or 5 rejected.
-      extreme_finite: the share of pairs with finite value and gradient at |log-ratio| up to 2,000.
+      extreme_finite: the share of pairs with finite value and gradient at log-ratios of up to ±2,000.
       toy_rise: by how much preference accuracy rose on the tabular toy.
       largest_gradient: the largest slope in a policy log-probability over realistic pairs.
     """
