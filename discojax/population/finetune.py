@@ -79,7 +79,7 @@ def finetune(
                         f"Training diverged at step {before}: its loss or gradient was not finite. Lower the "
                         "learning rate or beta; what was kept before it is in the run's folder."
                     )
-                _, *means = (float(x[0]) / max(step - before, 1) for x in metrics)
+                _, *means = (float(x[0]) / max(step - before, 1) for x in metrics[:-1])
                 report(Step(step, *means))
                 if step // every > before // every or step == job.steps:
                     save_state(state, file, identity)

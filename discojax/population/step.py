@@ -12,6 +12,7 @@ their shares of its gradient. Over `model` the weights are divided and gathered 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -70,12 +71,17 @@ class StepConfig:
     accumulate: int = 1
 
 
+MARGIN_EDGES = tuple(round(math.sinh(0.2 * i + 0.1), 3) for i in range(-26, 26))
+"""Log-ratio margins in nats that `StepMetrics.reached` counts by: close together near 0, out to ±90."""
+
+
 class StepMetrics(NamedTuple):
     """Sums over the steps a lane took in a call; divide by `steps`.
 
     `loss` and `margin` (beta times the log-ratio margin) are batch means; `accuracy` is the
     fraction of pairs with a margin above zero, ties counting as wrong; `grad_norm` is before
-    clipping.
+    clipping; `reached` is the fraction of pairs whose log-ratio margin is at least each of
+    `MARGIN_EDGES`, so that its differences are a histogram of the margins met.
     """
 
     steps: Int[Array, " lanes"]
@@ -83,6 +89,12 @@ class StepMetrics(NamedTuple):
     margin: Float[Array, " lanes"]
     accuracy: Float[Array, " lanes"]
     grad_norm: Float[Array, " lanes"]
+    reached: Float[Array, "lanes edges"]
+
+    @classmethod
+    def nothing(cls) -> StepMetrics:
+        """Of one lane (no lane axis) that has taken no step."""
+        return cls(jnp.int32(0), *(jnp.float32(0),) * 4, jnp.zeros(len(MARGIN_EDGES), jnp.float32))
 
 
 def cast(tree: Any, dtype: str) -> Any:
@@ -147,14 +159,15 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int, prompt
         margin = (logps.policy_chosen - logps.reference_chosen) - (
             logps.policy_rejected - logps.reference_rejected
         )
-        return loss, cotangents, settings.beta * margin.mean(), (margin > 0).mean()
+        reached = (margin >= jnp.asarray(MARGIN_EDGES)[:, None]).mean(1)
+        return loss, cotangents, settings.beta * margin.mean(), (margin > 0).mean(), reached
 
     def lane_step(state: LaneState, settings: LaneSettings, frozen: Any, data: Any):
         """One step of one lane (no lane axis)."""
         progress = state.step / jnp.maximum(settings.steps, 1)
         own, known = draw(settings, state.step, data)
         logps, pull = jax.vjp(lambda params: policy_logps(params, frozen, own), state.params)
-        loss, cotangents, margin, accuracy = judge(everyone(logps), known, settings, progress)
+        loss, cotangents, margin, accuracy, reached = judge(everyone(logps), known, settings, progress)
         (gradient,) = pull(share(cotangents, axis=1))
         if devices > 1:
             gradient = jax.lax.psum(gradient, "data")
@@ -172,7 +185,7 @@ def _make_lane_step(graph: nnx.GraphDef, config: StepConfig, tokens: int, prompt
         step = jnp.where(good, state.step + 1, jnp.maximum(settings.steps, state.step))
         state = LaneState(constrain(params, mesh), moments, step, state.diverged | ~good)
 
-        metrics = StepMetrics(jnp.int32(1), loss, margin, accuracy, norm)
+        metrics = StepMetrics(jnp.int32(1), loss, margin, accuracy, norm, reached)
         return state, jax.tree.map(lambda x: jnp.where(good, x, 0).astype(x.dtype), metrics)
 
     return lane_step
@@ -215,9 +228,6 @@ def make_advance(
     """
     lane_step = _make_lane_step(graph, config, tokens, prompts, mesh)
 
-    def nothing() -> StepMetrics:
-        return StepMetrics(jnp.int32(0), *(jnp.float32(0) for _ in StepMetrics._fields[1:]))
-
     def mapped(state: LaneState, settings: LaneSettings, frozen: Any, data: Pairs):
         def lane(arguments):
             state, settings = arguments
@@ -228,7 +238,7 @@ def make_advance(
                 return state, jax.tree.map(jnp.add, sums, metrics)
 
             count = jnp.clip(settings.steps - state.step, 0, config.chunk)
-            state, sums = jax.lax.fori_loop(0, count, _while_good(body), (state, nothing()))
+            state, sums = jax.lax.fori_loop(0, count, _while_good(body), (state, StepMetrics.nothing()))
             return _stop_overflown(state, settings), sums
 
         return jax.lax.map(lane, (state, settings))
@@ -246,7 +256,7 @@ def make_advance(
             return (state, jax.tree.map(jnp.add, sums, metrics)), None
 
         lanes = state.step.shape[0]
-        sums = jax.tree.map(lambda x: jnp.zeros(lanes, x.dtype), nothing())
+        sums = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), StepMetrics.nothing())
         (state, sums), _ = jax.lax.scan(body, (state, sums), length=config.chunk)
         return jax.vmap(_stop_overflown)(state, settings), sums
 

@@ -21,12 +21,15 @@ from discojax.population.checkpoint import Held
 from discojax.population.lanes import Job, LaneSettings, idle_settings, stack_jobs
 from discojax.population.operations import Station, perform
 from discojax.population.seating import Seating
-from discojax.population.step import StepMetrics
+from discojax.population.step import MARGIN_EDGES, StepMetrics
 from discojax.population.stopping import Deferral, deferred
 
 __all__ = ["WAITING", "Finished", "LaneMetrics", "Progress", "Waiting", "chunk_for", "train"]
 
 Key = TypeVar("Key", bound=Hashable)
+
+_SCALARS = len(StepMetrics._fields) - 1
+_WIDTH = _SCALARS + len(MARGIN_EDGES)
 
 
 class Waiting(enum.Enum):
@@ -47,6 +50,7 @@ class LaneMetrics(NamedTuple):
     margin: float
     accuracy: float
     grad_norm: float
+    reached: tuple[float, ...]
 
 
 class Finished(NamedTuple, Generic[Key]):
@@ -145,7 +149,7 @@ def _train(
     seating = Seating(lambda: next(jobs, None), name, held)
     settings = idle_settings(lanes)
     owners: list[Key | None] = [None] * lanes
-    totals = np.zeros((lanes, len(StepMetrics._fields)))
+    totals = np.zeros((lanes, _WIDTH))
     step = np.zeros(lanes, np.int32)
     waited = 0.0
 
@@ -220,5 +224,6 @@ def _write(settings: LaneSettings, lane: int, job: Job) -> None:
 def _means(totals: np.ndarray) -> LaneMetrics:
     steps = int(totals[0])
     if steps == 0:
-        return LaneMetrics(0, *(float("nan"),) * 4)
-    return LaneMetrics(steps, *(float(x) / steps for x in totals[1:]))
+        return LaneMetrics(0, *(float("nan"),) * (_SCALARS - 1), ())
+    means = (totals / steps).tolist()
+    return LaneMetrics(steps, *means[1:_SCALARS], tuple(means[_SCALARS:]))

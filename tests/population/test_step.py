@@ -10,6 +10,7 @@ from flax import nnx
 from discojax import objectives
 from discojax.objectives import LogProbs
 from discojax.population import StepMetrics, batch_indices
+from discojax.population.step import MARGIN_EDGES
 from discojax.population.lanes import idle_settings, stack_jobs
 
 STEPS = 5
@@ -79,7 +80,8 @@ def plain(setting, noisy_pairs):
             margins = log_ratios - (logps.policy_rejected - logps.reference_rejected)
             rate = np.float32(table[number] * job.learning_rate)
             params, moments, norm = update(pull, cotangents, moments, params, rate)
-            told.append((loss, job.beta * margins.mean(), (margins > 0).mean(), norm))
+            reached = (margins >= np.asarray(MARGIN_EDGES)[:, None]).mean(1)
+            told.append((loss, job.beta * margins.mean(), (margins > 0).mean(), norm, *reached))
         return params, np.mean(told, axis=0)
 
     return train
@@ -93,7 +95,7 @@ def test_a_lane_is_a_plain_training_loop(name, plain, noisy_pairs, job, run, sam
     assert same(done.measurement, params, atol=2e-4)
     assert not same(done.measurement, jax.tree.map(np.zeros_like, params), atol=0.1)
     assert done.metrics.steps == STEPS and not done.diverged
-    np.testing.assert_allclose(done.metrics[1:], metrics, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(jax.tree.leaves(done.metrics)[1:], metrics, rtol=2e-3, atol=1e-4)
 
 
 def test_a_batch_coupled_loss_sees_the_whole_batch(plain, noisy_pairs, job, run, same):
@@ -119,6 +121,8 @@ def test_at_step_zero_policy_and_reference_agree(implementation, setting, progra
     np.testing.assert_array_equal(metrics.steps, 2)
     np.testing.assert_allclose(metrics.loss / 2, np.log(2), atol=1e-5)
     np.testing.assert_allclose(metrics.margin, 0.0, atol=1e-5)
+    edges = np.asarray(MARGIN_EDGES)
+    np.testing.assert_array_equal(metrics.reached, np.tile(2.0 * (edges < 0), (4, 1)))
     assert (np.asarray(metrics.grad_norm) > 1e-3).all()
     assert not np.asarray(state.diverged).any()
 
@@ -131,7 +135,7 @@ def test_idle_lanes_do_not_change(implementation, setting, programs_of, engine, 
         programs.fresh(setting.params), idle_settings(4), engine.frozen, engine.data
     )
     assert same(state, fresh)
-    assert same(metrics, StepMetrics(*[np.zeros(4)] * 5))
+    assert same(metrics, jax.tree.map(lambda x: np.zeros((4, *x.shape)), StepMetrics.nothing()))
 
 
 def test_reset_frees_the_lanes_it_is_told_and_no_other(setting, programs_of, engine, job, same):
