@@ -28,8 +28,7 @@ __all__ = ["WAITING", "Finished", "LaneMetrics", "Progress", "Waiting", "chunk_f
 
 Key = TypeVar("Key", bound=Hashable)
 
-_SCALARS = len(StepMetrics._fields) - 1
-_WIDTH = _SCALARS + len(MARGIN_EDGES)
+_WIDTH = len(StepMetrics._fields) - 1 + len(MARGIN_EDGES)
 
 
 class Waiting(enum.Enum):
@@ -142,7 +141,7 @@ def _train(
 ) -> Iterator[Finished[Key]]:
     lanes = station.engine.programs.lanes
     checkpoints, held = station.checkpoints, None
-    if checkpoints is None:
+    if checkpoints is None or not checkpoints.left():
         state, _ = perform(station, None, operations.Begin())
     else:
         state, held = perform(station, None, operations.Restore())
@@ -224,6 +223,7 @@ def _write(settings: LaneSettings, lane: int, job: Job) -> None:
 def _means(totals: np.ndarray) -> LaneMetrics:
     steps = int(totals[0])
     if steps == 0:
-        return LaneMetrics(0, *(float("nan"),) * (_SCALARS - 1), ())
-    means = (totals / steps).tolist()
-    return LaneMetrics(steps, *means[1:_SCALARS], tuple(means[_SCALARS:]))
+        nothing = float("nan")
+        return LaneMetrics(0, nothing, nothing, nothing, nothing, ())
+    loss, margin, accuracy, norm, *reached = (totals[1:] / steps).tolist()
+    return LaneMetrics(steps, loss, margin, accuracy, norm, tuple(reached))
