@@ -133,6 +133,21 @@ def check(config: Config, options: argparse.Namespace) -> int:
     return 0 if verdict.accepted else 1
 
 
+def plan(config: Config, options: argparse.Namespace) -> int:
+    """Compiles a config's step for a TPU slice that is not there: 0 if it fits, 1 if not."""
+    _configure_backend()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU that is there may be busy, and is not needed
+    from discojax.report import plan as report
+    from discojax.search import planning
+
+    asked = planning.asked(options.topology, options.mfu)
+    found = planning.plan_run(
+        config, *asked, most=not options.quick, report=lambda doing: print(f"{doing} ...", file=sys.stderr)
+    )
+    print(report.as_json(found)) if options.json else report.show(found)
+    return 0 if found.fits else 1
+
+
 def export(config: Config, options: argparse.Namespace) -> int:
     """Writes an objective as PyTorch, for TRL, as JAX or as LaTeX, verified equal."""
     from discojax.report import export as exporting
@@ -183,6 +198,17 @@ _COMMANDS = {
     ),
     "transfer": Command(
         transfer, "RUN", "a run's finalists on other tasks, seeds, policies and rewards", (1, 1)
+    ),
+    "plan": Command(
+        plan,
+        "--topology SLICE [--mfu FRACTION] [--quick] [--json]",
+        "whether a config fits a TPU slice, what a step costs there, and how many lanes would fit",
+        options=(
+            ("--topology", {"metavar": "SLICE", "help": "such as v5e:4x4 or v5litepod-16"}),
+            ("--mfu", {"metavar": "FRACTION", "help": "of a chip's peak that is assumed (0.4)"}),
+            ("--quick", {"action": "store_true", "help": "do not look for the most lanes that fit"}),
+            ("--json", {"action": "store_true", "help": "as JSON"}),
+        ),
     ),
     "check": Command(check, "FILE|-", "the gate alone: accepted, or the stage, line and reason", (1, 1)),
     "losses": Command(losses, "[NAME]", "list the library, or show one loss and its curve", (0, 1)),

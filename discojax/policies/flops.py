@@ -35,6 +35,7 @@ def gradient_flops(
     predicted: int,
     causal: bool = True,
     adapters: int | None = None,
+    shared: int = 0,
 ) -> int:
     """Operations of a forward pass and of its gradient; nothing is done twice.
 
@@ -44,11 +45,14 @@ def gradient_flops(
     Args:
       config, sequences, time, predicted, causal: see `forward_flops`.
       adapters: parameters of a policy's low-rank adapters, where only they train; None where all do.
+      shared: tokens at the beginning of every two sequences that are the same, and read once.
     """
-    dense, attention = _dense(config, time, predicted), _attention(config, time, causal)
+    twice = sequences // 2
+    dense = sequences * _dense(config, time, predicted) - twice * _dense(config, shared, 0)
+    attention = sequences * _attention(config, time, causal) - twice * _attention(config, shared, causal)
     if adapters is None:
-        return 3 * sequences * (dense + attention)
-    return sequences * (2 * dense + 3 * attention + 3 * 2 * time * adapters)
+        return 3 * (dense + attention)
+    return 2 * dense + 3 * attention + 3 * 2 * (sequences * time - twice * shared) * adapters
 
 
 def _dense(config: DecoderConfig, time: int, predicted: int) -> int:

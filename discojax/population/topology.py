@@ -32,7 +32,8 @@ class Chip:
       name: as JAX names it.
       memory: bytes of HBM that a program can have, as libtpu's compiler says when there is not enough.
       flops: dense bfloat16 operations a second, from https://cloud.google.com/tpu/docs/system-architecture-tpu-vm.
-      bandwidth: bytes a second from and to HBM, from the same page.
+      bandwidth: bytes a second from and to HBM, and
+      links: over all its links to other chips, from the same page.
       dollars: an hour, see `PRICES_OF`.
       cloud: the cloud's name, before the number.
       cores: that the cloud counts in that number for each chip.
@@ -44,6 +45,7 @@ class Chip:
     memory: int
     flops: float
     bandwidth: float
+    links: float
     dollars: float
     cloud: str
     cores: int
@@ -59,10 +61,10 @@ _CUBIC = (
 )  # fmt: skip
 
 CHIPS: tuple[Chip, ...] = (
-    Chip("v4", int(30.75 * _GIB), 275e12, 1.228e12, 3.22, "v4", 2, _CUBIC, config="megacore"),
-    Chip("v5e", int(15.75 * _GIB), 197e12, 0.819e12, 1.20, "v5litepod", 1, _FLAT),
-    Chip("v5p", int(95.73 * _GIB), 459e12, 2.765e12, 4.20, "v5p", 2, _CUBIC),
-    Chip("v6e", int(31.24 * _GIB), 918e12, 1.640e12, 2.70, "v6e", 1, _FLAT),
+    Chip("v4", int(30.75 * _GIB), 275e12, 1.228e12, 300e9, 3.22, "v4", 2, _CUBIC, config="megacore"),
+    Chip("v5e", int(15.75 * _GIB), 197e12, 0.819e12, 200e9, 1.20, "v5litepod", 1, _FLAT),
+    Chip("v5p", int(95.73 * _GIB), 459e12, 2.765e12, 600e9, 4.20, "v5p", 2, _CUBIC),
+    Chip("v6e", int(31.24 * _GIB), 918e12, 1.640e12, 448e9, 2.70, "v6e", 1, _FLAT),
 )
 
 

@@ -1,0 +1,169 @@
+"""How a plan is shown: in the terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from discojax.population.memory import Usage, written
+from discojax.population.plan import Plan
+from discojax.population.topology import PRICES_OF
+
+__all__ = ["as_json", "show"]
+
+
+def show(plan: Plan, *, console: Console | None = None) -> None:
+    """Prints it: what fits, in bytes; what a step costs; what chips say to one another; the mesh."""
+    console = console or Console(highlight=False)
+    chip, work = plan.topology.chip, plan.work
+    console.print(
+        f"[bold]{plan.topology.name}[/bold] ({plan.topology.cloud}): {plan.topology.chips} chips of "
+        f"{written(chip.memory)}, mesh {_mesh(plan.mesh)}; {work.lanes} lanes, "
+        f"{-(-work.lanes // plan.mesh['lane'])} a chip, {work.trained:,} parameters of each train"
+        + (f", {work.frozen:,} are shared." if work.frozen else ".")
+    )
+    console.print(_memory(plan))
+    for line in _costs(plan):
+        console.print(line)
+    console.print(_traffic(plan))
+    for line in _advice(plan):
+        console.print(line)
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table("a chip holds", "bytes", "of its HBM", box=None, pad_edge=False)
+    limit = plan.topology.chip.memory
+    if plan.usage is None:
+        table.add_row("more than the compiler lets pass", f"> {written(limit)}", "> 100 %")
+        return table
+    named = {
+        "arguments (weights, moments, data)": plan.usage.arguments,
+        "temporaries (activations, gradients)": plan.usage.temporaries,
+        "results beside them": plan.usage.results,
+        "program": plan.usage.program,
+        "in all": plan.usage.total,
+    }
+    for name, size in named.items():
+        if size:
+            table.add_row(name, written(size), f"{100 * size / limit:.1f} %")
+    return table
+
+
+def _costs(plan: Plan) -> Iterator[str]:
+    chip, lanes = plan.topology.chip, plan.work.lanes
+    each = _count(plan.flops / plan.topology.chips)
+    yield (
+        f"A step of all lanes takes {_count(plan.flops)}FLOP, {each}FLOP a chip, counted from the shape; "
+        f"the compiler, without loops, counts {plan.compiler_flops:.2f} times that."
+    )
+    if plan.time is None or plan.dollars is None:
+        return
+    compute, memory, network = plan.time
+    yield (
+        f"Estimated: {_seconds(plan.time.step)} a step, {lanes / plan.time.step:,.0f} lane-steps a second, "
+        f"bound by {plan.time.bound}: {_seconds(compute)} for operations at {100 * plan.mfu:g} % of "
+        f"{chip.flops / 1e12:g} TFLOP/s, at least {_seconds(memory)} for HBM, {_seconds(network)} of links."
+    )
+    yield (
+        f"A million lane-steps: ${plan.dollars:,.2f} at ${chip.dollars:.2f} a chip-hour "
+        f"(list price of {PRICES_OF}, on demand)."
+    )
+
+
+def _traffic(plan: Plan) -> str | Table:
+    if plan.usage is None:
+        return ""
+    if not plan.traffic:
+        return "Chips say nothing to one another: no collective along any axis."
+    table = Table("along", "collective", "a step", "bytes a chip, a step", box=None, pad_edge=False)
+    for each in plan.traffic:
+        table.add_row(each.axes, each.kind, f"{each.times:g}", written(int(each.bytes)))
+    silent = [axis for axis, size in plan.mesh.items() if size > 1 and _says_nothing(plan, axis)]
+    table.caption = f"Nothing along {', '.join(silent)}." if silent else None
+    table.caption_justify = "left"
+    return table
+
+
+def _says_nothing(plan: Plan, axis: str) -> bool:
+    return all(axis not in each.axes.split("+") for each in plan.traffic)
+
+
+def _advice(plan: Plan) -> Iterator[str]:
+    limit = plan.topology.chip.memory
+    if plan.fits:
+        yield "[green]It fits.[/green]"
+    else:
+        yield "[red]It does not fit.[/red]"
+    most = plan.most
+    if most is not None and most.lanes and most.usage is not None:
+        refused = f"; {most.refused} did not fit" if most.refused else ""
+        yield (
+            f"Most lanes: {most.lanes}, compiled: {_of(most.usage, limit)}{refused} "
+            f"(population.lanes={most.lanes})."
+        )
+    elif most is not None:
+        yield "Not even one lane a chip fits: lower population.batch or raise population.accumulate."
+    mesh = plan.suggestion.mesh
+    if mesh == plan.mesh:
+        yield f"The mesh is the one that would be suggested: {plan.suggestion.reason}."
+        return
+    usage = plan.suggestion.usage
+    proved = "" if usage is None else f" Compiled for it: {_of(usage, limit)}."
+    yield f"Suggested: 'population.mesh={_mesh(mesh)}': {plan.suggestion.reason}.{proved}"
+
+
+def _of(usage: Usage, limit: int) -> str:
+    return f"{written(usage.total)} of {written(limit)}"
+
+
+def _mesh(mesh: dict[str, int]) -> str:
+    return "{" + ", ".join(f"{axis}: {size}" for axis, size in mesh.items()) + "}"
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number / 1e6:.3g} M"
+
+
+def _seconds(time: float) -> str:
+    return f"{time:.3g} s" if time >= 1 else f"{1e3 * time:.3g} ms"
+
+
+def as_json(plan: Plan) -> str:
+    """All of it as a JSON object: bytes, operations and seconds as plain numbers."""
+    chip, work = plan.topology.chip, plan.work
+
+    def usage(of: Usage | None) -> Any:
+        return None if of is None else {**of._asdict(), "total": of.total}
+
+    most, suggestion = plan.most, plan.suggestion
+    said = {
+        "topology": plan.topology.name,
+        "accelerator_type": plan.topology.cloud,
+        "chips": plan.topology.chips,
+        "mesh": plan.mesh,
+        "lanes": work.lanes,
+        "parameters": {"trained": work.trained, "frozen": work.frozen},
+        "batch": work.step.batch,
+        "tokens": {"prompt": work.prompts, "completion": work.tokens},
+        "chip": {"memory": chip.memory, "flops": chip.flops, "dollars_an_hour": chip.dollars},
+        "prices_of": PRICES_OF,
+        "fits": plan.fits,
+        "bytes_a_chip": usage(plan.usage),
+        "flops_a_step": plan.flops,
+        "compiler_flops_over_ours": plan.compiler_flops,
+        "mfu": plan.mfu,
+        "seconds_a_step": None if plan.time is None else {**plan.time._asdict(), "step": plan.time.step},
+        "bound": None if plan.time is None else plan.time.bound,
+        "dollars_a_million_lane_steps": plan.dollars,
+        "collectives": [each._asdict() for each in plan.traffic],
+        "most": None if most is None else {"lanes": most.lanes, "bytes_a_chip": usage(most.usage)},
+        "suggestion": {**suggestion._asdict(), "usage": usage(suggestion.usage)},
+    }
+    return json.dumps(said, indent=2)

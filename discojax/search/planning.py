@@ -1,0 +1,118 @@
+"""What `plan` compiles: the step of a config's run, for a slice, with shapes in the place of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from discojax.config import Config
+from discojax.errors import UserError
+from discojax.policies.architecture import DecoderConfig
+from discojax.policies.lora import LoraConfig
+from discojax.policies.published import architecture_of
+from discojax.population.plan import Plan, Sizes, Work, plan
+from discojax.population.topology import Topology, find_topology
+from discojax.search.steps import finetune_step, population_step
+
+__all__ = ["asked", "plan_run", "work_of"]
+
+_MFU = "0.4"
+
+
+def asked(topology: str | None, mfu: str | None) -> tuple[Topology, float]:
+    """The slice and the utilisation that the command line names.
+
+    Raises:
+      UserError: there is no such slice, or the number is no fraction.
+    """
+    if not topology:
+        raise UserError("plan needs a TPU slice: add --topology, such as v5e:4x4 or v5litepod-16.")
+    found = find_topology(topology)
+    try:
+        fraction = float(mfu or _MFU)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
+        raise UserError(
+            f"--mfu is the fraction of a chip's peak that is assumed, above 0 and up to 1, not {mfu}."
+        )
+    return found, fraction
+
+
+def plan_run(
+    config: Config,
+    topology: Topology,
+    mfu: float = float(_MFU),
+    *,
+    most: bool = True,
+    report: Callable[[str], None] = lambda doing: None,
+) -> Plan:
+    """The plan of a config's run on a slice; see `population.plan.plan`.
+
+    Raises:
+      UserError: libtpu is not there; the policy's architecture cannot be known, or is too short for the
+        task; or the mesh, the batch and the slice do not go together.
+    """
+    work, sizes = work_of(config, topology.chips)
+    return plan(work, topology, sizes, mfu=mfu, most=most, report=report)
+
+
+def work_of(config: Config, devices: int) -> tuple[Work, Sizes]:
+    """What a run of that config compiles, and its mesh on so many devices.
+
+    That is the training of one policy where the config names one in `finetune.policy`, else the
+    population's. A TPU takes its lanes all at once, where the config leaves that open.
+    """
+    if config.finetune.policy:
+        return _finetune(config, devices)
+    population, task = config.population, config.task
+    implementation = "vmap" if population.implementation == "auto" else population.implementation
+    source = config.policy.pretrained
+    if source is None:
+        small = config.policy
+        policy = DecoderConfig(small.vocab_size, small.layers, small.width, small.heads, small.max_length)
+    else:
+        policy = replace(architecture_of(source), scan=True, remat=config.policy.remat)
+    lora = config.policy.lora
+    work = Work(
+        replace(policy, attention="xla"),  # what `auto` is on a TPU, said since it is compiled on a CPU
+        LoraConfig(lora.rank, lora.alpha, lora.targets) if lora.rank else None,
+        population_step(config, implementation),
+        population.lanes,
+        1 + task.prompt_tokens,
+        task.completion_tokens,
+        task.pairs,
+    )
+    _check_length(work, source or "the policy")
+    return work, (population.mesh.lane, population.mesh.data, population.mesh.model)
+
+
+def _finetune(config: Config, devices: int) -> tuple[Work, Sizes]:
+    settings = config.finetune
+    policy = replace(architecture_of(settings.policy), scan=True, remat=settings.remat, attention="xla")
+    lora = settings.lora
+    length = min(settings.max_length, policy.max_length)
+    tokens = min(settings.completion_tokens, length - 1)
+    work = Work(
+        policy,
+        LoraConfig(lora.rank, lora.alpha, lora.targets) if lora.rank else None,
+        finetune_step(settings),
+        1,
+        length - tokens,
+        tokens,
+        settings.pairs or _UNKNOWN_PAIRS,
+    )
+    model = settings.model_devices or max(devices // settings.data_devices, 1)
+    return work, (1, settings.data_devices, model)
+
+
+_UNKNOWN_PAIRS = 10_000  # of data that is not read here: a few bytes a token on every chip
+
+
+def _check_length(work: Work, name: str) -> None:
+    tokens = work.prompts + work.tokens
+    if tokens > work.policy.max_length:
+        raise UserError(
+            f"task.prompt_tokens + task.completion_tokens + 1 ({tokens}) do not fit into the "
+            f"{work.policy.max_length} positions of {name}: lower one of the two."
+        )

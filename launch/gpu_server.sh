@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# A run on one machine with NVIDIA GPUs: one process, all of them.
+#
+#   DRY_RUN=1 bash launch/gpu_server.sh                   # prints the commands and runs none
+#   bash launch/gpu_server.sh                             # from the root of the clone
+#
+# Needs: Python 3.11 or newer and a driver for CUDA 13; the rest of CUDA comes with JAX. With Docker instead:
+#   docker build --file launch/docker/cuda.Dockerfile --tag discojax:cuda . &&
+#   docker run --gpus all --volume "$PWD/runs:/discojax/runs" discojax:cuda discover
+# Ctrl-C and SIGTERM save. Run this again: it goes on.
+set -euo pipefail
+
+NAME=${NAME:-discojax}
+RUNS=${RUNS:-runs}
+LANES=${LANES:-64}
+CONFIG=${CONFIG:-quickstart}
+
+run() { # prints a command, and runs it unless this is a dry run
+  printf '%q ' "$@" && echo
+  [ -n "${DRY_RUN:-}" ] || "$@"
+}
+
+run python3 -m venv .venv
+run .venv/bin/pip install -q -e '.[cuda]'
+
+# Lanes are divided over the GPUs by themselves (population.mesh.lane=0). Before anything is trained the run
+# says whether they fit, and how many would. `--resume` goes on with a run that is there; with 2 it says that
+# there is none, and the run begins.
+command=(.venv/bin/python -m discojax.launch discover --config "$CONFIG"
+  "run.name=$NAME" "run.directory=$RUNS" "population.lanes=$LANES")
+code=0
+run "${command[@]}" --resume || code=$?
+if [ "$code" -ne 2 ] && [ -z "${DRY_RUN:-}" ]; then exit "$code"; fi
+run "${command[@]}"

@@ -1,0 +1,203 @@
+"""What `launch/` starts: every file is linted, every dry run is run, every command line is read.
+
+The commands are read by the real parser and the real config, so a renamed setting is found here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from discojax.command_line import read
+from discojax.config import load
+from discojax.launch import _COMMANDS
+from discojax.population.topology import find_topology
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "launch"
+SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
+SPECS = sorted(FOLDER.glob("*.yaml"))
+IMAGES = sorted(FOLDER.glob("docker/*.Dockerfile"))
+EVERY = [*SCRIPTS, *SPECS, *IMAGES]
+COMMAND = re.compile(r"discojax\.launch ([^|;&}\n]*)")
+
+# The fields of https://docs.skypilot.co/en/latest/reference/yaml-spec.html that are used here.
+SKYPILOT = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["run"],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-z][a-z0-9-]*$"},
+        "num_nodes": {"type": "integer", "minimum": 1},
+        "workdir": {"type": "string"},
+        "setup": {"type": "string"},
+        "run": {"type": "string"},
+        "envs": {"type": "object", "additionalProperties": {"type": "string"}},
+        "resources": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "accelerators": {"type": "string", "pattern": r"^[\w-]+(:\d+)?$"},
+                "use_spot": {"type": "boolean"},
+                "job_recovery": {"enum": ["EAGER_NEXT_REGION", "FAILOVER"]},
+            },
+        },
+    },
+}
+
+
+def tool(name: str) -> str:
+    """A linter beside this Python, or on the path."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
+        pytest.skip(f"{name} is not installed: it is in the extra `test`")
+    return found
+
+
+def dry_run(file: Path, folder: Path) -> str:
+    """What a file prints, where nothing but bash is there to be run."""
+    bash, head = shutil.which("bash"), shutil.which("head")
+    bare = folder / "bin"
+    bare.mkdir(exist_ok=True)
+    (bare / "head").symlink_to(head)
+    environment = {"PATH": str(bare), "DRY_RUN": "1"}
+    program = [bash, str(file)]
+    if file.suffix == ".yaml":
+        spec = yaml.safe_load(file.read_text())
+        environment = spec["envs"] | environment | {
+            "SKYPILOT_NODE_IPS": "10.0.0.2\n10.0.0.3", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1",
+        }  # fmt: skip
+        program = [bash, "-c", spec["run"]]
+    done = subprocess.run(program, env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def discojax_commands(printed: str) -> list[list[str]]:
+    """The words of every discojax command in what was printed, those inside another's words too."""
+    found = []
+    for line in printed.splitlines():
+        words = shlex.split(line) if line.count("'") % 2 == 0 else [line]
+        own = next((i for i, word in enumerate(words) if word == "discojax.launch"), None)
+        if own is not None:
+            found.append(words[own + 1 :])
+        found += [shlex.split(text) for word in words if " " in word for text in COMMAND.findall(word)]
+    return found
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.name)
+def test_shellcheck_finds_nothing(file):
+    done = subprocess.run([tool("shellcheck"), str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", IMAGES, ids=lambda file: file.name)
+def test_hadolint_finds_nothing(file):
+    done = subprocess.run([tool("hadolint"), str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", SPECS, ids=lambda file: file.name)
+def test_a_spec_has_the_fields_that_its_reader_knows(file):
+    jsonschema = pytest.importorskip("jsonschema")
+    spec = yaml.safe_load(file.read_text())
+    jsonschema.validate(spec, SKYPILOT)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(spec | {"resource": {}}, SKYPILOT)
+    for part in ("setup", "run"):
+        # SC2154: its variables are SkyPilot's, or among `envs`.
+        done = subprocess.run(
+            [tool("shellcheck"), "--shell=bash", "--exclude=SC2154", "-"],
+            input=spec[part], capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", [*SCRIPTS, *SPECS], ids=lambda file: file.name)
+def test_a_dry_run_prints_commands_that_discojax_takes(file, tmp_path):
+    commands = discojax_commands(dry_run(file, tmp_path))
+    kinds = [words[0] for words in commands]
+    assert kinds.count("discover") == 2, "one that goes on, and one that begins"
+    for words in commands:
+        command, options = read(words, _COMMANDS)
+        config = load(options.config, options.overrides)
+        if words[0] == "plan":
+            find_topology(options.topology)
+            assert options.quick
+        else:
+            assert command.devices, "it is started on every host"
+            assert config.run.name == "discojax" and config.population.lanes > 1
+    resumed = [read(words, _COMMANDS)[1].resume for words in commands if words[0] == "discover"]
+    assert resumed == ["", None]
+
+
+def test_hosts_that_do_not_find_one_another_are_told_where_the_first_is(tmp_path):
+    (words, _) = discojax_commands(dry_run(FOLDER / "skypilot.yaml", tmp_path))
+    _, options = read(words, _COMMANDS)
+    assert (options.coordinator, options.processes, options.process) == ("10.0.0.2:8476", "2", "1")
+
+
+def test_settings_are_environment_variables(tmp_path, monkeypatch):
+    for name, value in {"LANES": "96", "SLICE": "v6e-8", "RUNS": "gs://mine/runs"}.items():
+        monkeypatch.setenv(name, value)
+    bash = shutil.which("bash")
+    done = subprocess.run(
+        [bash, str(FOLDER / "tpu_vm.sh")], env={**os.environ, "DRY_RUN": "1"}, capture_output=True, text=True
+    )
+    plan, *runs = discojax_commands(done.stdout)
+    assert plan[plan.index("--topology") + 1] == "v6e-8"
+    for words in runs:
+        assert "population.lanes=96" in words and "run.directory=gs://mine/runs" in words
+
+
+@pytest.mark.parametrize(
+    ("resumed", "begun", "code"), [("0", None, 0), ("2", "0", 0), ("1", None, 1), ("2", "1", 1)]
+)
+def test_a_run_goes_on_where_there_is_one_and_begins_where_there_is_none(resumed, begun, code, tmp_path):
+    """The real script, on a machine whose Python answers as it is told to."""
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    answer = (
+        f'#!/bin/sh\necho "$@" >>calls\ncase "$*" in *--resume) exit {resumed};; esac\nexit {begun or 9}\n'
+    )
+    for name, text in {"python": answer, "pip": "#!/bin/sh\n", "python3": "#!/bin/sh\n"}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    done = subprocess.run(
+        [shutil.which("bash"), str(FOLDER / "gpu_server.sh")], cwd=tmp_path, capture_output=True, text=True,
+        env={"PATH": f"{tools}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert done.returncode == code, done.stderr
+    assert [call.endswith("--resume") for call in calls] == [True, False][: 1 if begun is None else 2]
+
+
+@pytest.mark.parametrize("file", IMAGES, ids=lambda file: file.name)
+def test_an_image_copies_what_there_is_and_runs_discojax(file):
+    text = file.read_text()
+    for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
+        *sources, _ = line.split()
+        assert all((ROOT / source).exists() for source in sources)
+    entry = re.search(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[1]
+    assert yaml.safe_load(entry) == ["python", "-m", "discojax.launch"]
+    example = re.search(r"discojax:\w+ (discover .*)$", text, re.MULTILINE)[1]
+    _, options = read(example.split(), _COMMANDS)
+    assert load(None, options.overrides).run.name == "first"
+    assert importlib.util.find_spec("discojax.launch") is not None
+
+
+def test_the_folder_says_what_each_file_is_for():
+    text = (FOLDER / "README.md").read_text()
+    named = set(re.findall(r"\]\(([^)]+)\)", text))
+    assert {file.name for file in [*SCRIPTS, *SPECS]} <= named
+    assert all((FOLDER / target).exists() for target in named)
