@@ -15,9 +15,10 @@ import numpy as np
 
 from benchmarks.measuring import TINY_GPT2, Row, peer_shape, policy, timed, turns
 from benchmarks.peers import Peer
+from discojax.policies.sampling import length_buckets
 from discojax.population.backend import choose_implementation
 from discojax.population.mesh import make_mesh
-from discojax.tasks.measure import Prompts, SamplingConfig, make_sampler
+from discojax.tasks.measure import SamplingConfig, make_sampler
 
 __all__ = ["rows", "sampler"]
 
@@ -38,7 +39,7 @@ def sampler(lanes: int, *, implementation: str | None = None) -> tuple[Callable[
     stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)), params)
     stacked = jax.device_put(stacked, sharding)
     ids = np.random.default_rng(0).integers(3, TINY_GPT2.vocab_size, (PROMPTS, PROMPT)).astype(np.int32)
-    prompts = Prompts(ids, np.full(PROMPTS, PROMPT, np.int32))
+    prompts = length_buckets(ids, np.full(PROMPTS, PROMPT, np.int32))
     empty = type(params)({})
 
     def call() -> Any:

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
         pair_logps,
         token_logps,
     )
-    from discojax.policies.sampling import Samples, choose, length_buckets, likeliest, sample, sample_buckets
+    from discojax.policies.sampling import Bucket, Samples, choose, length_buckets, likeliest, sample
     from discojax.policies.sft import SftConfig
     from discojax.policies.soft_cap import soft_cap
 
 __all__ = [
+    "Bucket",
     "Decoder",
     "DecoderConfig",
     "Divergence",
@@ -51,7 +52,6 @@ __all__ = [
     "likeliest",
     "pair_logps",
     "sample",
-    "sample_buckets",
     "soft_cap",
     "stack",
     "token_logps",
@@ -66,7 +66,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "decoder": ["Decoder", "DecoderConfig", "KeyValueCache"],
         "divergence": ["Divergence", "completion_divergence"],
         "encoder": ["Encoder", "EncoderConfig"],
-        "sampling": ["Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"],
+        "sampling": ["Bucket", "Samples", "choose", "length_buckets", "likeliest", "sample"],
         "sft": ["SftConfig"],
         "logprobs": ["completion_hidden", "completion_logps", "completion_mask", "pair_logps", "token_logps"],
         "soft_cap": ["soft_cap"],

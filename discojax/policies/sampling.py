@@ -7,7 +7,6 @@ prompt, and stops when its own rows have ended.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from discojax.policies.decoder import Decoder
 from discojax.policies.soft_cap import soft_cap
 
-__all__ = ["Bucket", "Samples", "choose", "length_buckets", "likeliest", "sample", "sample_buckets"]
+__all__ = ["Bucket", "Samples", "choose", "length_buckets", "likeliest", "sample"]
 
 
 class Samples(NamedTuple):
@@ -35,10 +34,17 @@ class Samples(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """Prompts sampled together: which rows they are, and the tokens of the longest. Hashable, so static."""
+    """Prompts of like lengths, sampled together.
 
-    rows: tuple[int, ...]
-    width: int
+    Attributes:
+      ids: padded on the right, as wide as the bucket.
+      lengths: tokens of each.
+      rows: where each stands among all prompts.
+    """
+
+    ids: Int[Any, "bucket prompt"]
+    lengths: Int[Any, " bucket"]
+    rows: Int[Any, " bucket"]
 
 
 class _Loop(NamedTuple):
@@ -183,53 +189,28 @@ def sample(
 
 
 def length_buckets(
-    lengths: Int[np.ndarray, " batch"], most: int = 4, multiple: int = 8
+    ids: Int[np.ndarray, "batch prompt"],
+    lengths: Int[np.ndarray, " batch"],
+    *,
+    most: int = 4,
+    multiple: int = 64,
 ) -> tuple[Bucket, ...]:
     """Prompts in at most `most` buckets of like lengths, those of a bucket as many as of any other.
 
     Widths are rounded up to a `multiple` (or to the longest prompt), so that other prompts of the same
-    kind have buckets of the same shapes and compile nothing new.
+    kind have buckets of the same shapes and compile nothing new, and so that nothing is divided where
+    little would be saved: every bucket reads the weights anew for each token.
 
     Args:
-      lengths: tokens of each prompt, on the host: which bucket a prompt is in decides shapes.
+      ids, lengths: prompts padded on the right, on the host.
     """
-    lengths = np.asarray(lengths)
+    ids, lengths = np.asarray(ids), np.asarray(lengths)
     order = np.argsort(lengths, kind="stable")
     longest = int(lengths.max())
     buckets: dict[int, list[int]] = {}
     for part in np.array_split(order, most):
         if len(part):
             width = min(-(-int(lengths[part[-1]]) // multiple) * multiple, longest)
-            buckets.setdefault(width, []).extend(sorted(part.tolist()))
-    return tuple(Bucket(tuple(rows), width) for width, rows in buckets.items())
-
-
-def sample_buckets(
-    policy: Decoder,
-    prompt_ids: Int[Array, "batch prompt"],
-    prompt_lengths: Int[Array, " batch"],
-    key: PRNGKeyArray,
-    *,
-    buckets: Sequence[Bucket],
-    tokens: int,
-    pad_id: int = 0,
-    **settings: Any,
-) -> Samples:
-    """What `sample` gives, bucket by bucket in one call: less padding, and each bucket ends by itself.
-
-    Args:
-      buckets: static; see `length_buckets`. Every row is in one of them.
-      settings: as those of `sample`, like the others here.
-    """
-    batch, prompt = prompt_ids.shape
-    ids = jnp.full((batch, prompt + tokens), pad_id, prompt_ids.dtype)
-    lengths = jnp.zeros(batch, jnp.int32)
-    for bucket in buckets:
-        rows = np.asarray(bucket.rows)
-        samples = sample(
-            policy, prompt_ids[rows, : bucket.width], prompt_lengths[rows], key,
-            tokens=tokens, pad_id=pad_id, rows=jnp.asarray(rows), **settings,
-        )  # fmt: skip
-        ids = ids.at[rows, : bucket.width + tokens].set(samples.ids)
-        lengths = lengths.at[rows].set(samples.completion_lengths)
-    return Samples(ids, lengths)
+            buckets.setdefault(width, []).extend(part.tolist())
+    rows = {width: np.sort(np.asarray(members, np.int32)) for width, members in buckets.items()}
+    return tuple(Bucket(ids[members, :width], lengths[members], members) for width, members in rows.items())

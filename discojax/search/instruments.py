@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from discojax.data.pairs import Pairs
+from discojax.policies.sampling import length_buckets
 from discojax.population import hosts
 from discojax.population.engine import Programs, make_engine, make_programs
 from discojax.population.lanes import LaneState
@@ -119,9 +120,9 @@ def open_station(instruments: Instruments, task: Task, split: str, prompts: int)
 def _station(instruments: Instruments, goods: _Goods, split: str, prompts: int) -> Station:
     engine = make_engine(instruments.programs, goods.params, goods.pairs, goods.frozen)
     everywhere = NamedSharding(instruments.programs.mesh, jax.P())
-    chosen = Prompts(*(array[:prompts] for array in goods.prompts[split]))
+    buckets = length_buckets(*(array[:prompts] for array in goods.prompts[split]))
     observe = make_observe(
-        instruments.sampler, put(chosen, everywhere), engine.params, frozen=engine.frozen,
+        instruments.sampler, put(buckets, everywhere), engine.params, frozen=engine.frozen,
         margins=instruments.margins, held_out=put(goods.held_out, everywhere),
     )  # fmt: skip
     return Station(engine, observe)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from discojax.data.pairs import Pairs
 from discojax.policies.divergence import Divergence, completion_divergence
 from discojax.policies.logprobs import completion_logps
-from discojax.policies.sampling import Samples, sample
+from discojax.policies.sampling import Bucket, Samples, sample
 from discojax.population.mesh import manual_axes
 from discojax.population.step import cast
 from discojax.tasks.types import Prompts, Reward, SamplingConfig, read
@@ -56,7 +56,7 @@ class Measurement(NamedTuple):
         return {name.replace("completions", "completion"): x for name, x in kept.items()}
 
 
-Sampler = Callable[[Any, Any, Any, Any, Prompts, Any], tuple[Samples, Divergence]]
+Sampler = Callable[[Any, Any, Any, Any, Sequence[Bucket], Any], tuple[Samples, Divergence]]
 
 
 def make_sampler(
@@ -67,60 +67,70 @@ def make_sampler(
     implementation: str,
     dtype: str = "float32",
 ) -> Sampler:
-    """Builds `(params, frozen, chosen, seeds, prompts, reference) -> samples, divergences`, jitted.
+    """Builds `(params, frozen, chosen, seeds, buckets, reference) -> samples, divergences`, jitted.
 
     A lane's policy is `nnx.merge(graph, params, frozen)`, with `params` its own and `frozen` shared;
     the reference is of the same frozen weights. Policies compute in `dtype`.
 
     Results are `[lanes, prompts, ...]`. Only lanes where `chosen` is true are worked on; the
     others' values mean nothing. A lane's randomness comes from its seed alone, so lanes of one seed
-    are given the same draws (common random numbers) and their difference is sharper than either.
+    are given the same draws (common random numbers) and their difference is sharper than either. Into
+    which buckets prompts are put (`policies.sampling.length_buckets`) changes no completion.
     """
     tokens = config.tokens
 
-    def measure_lane(params, frozen, seed, prompts, reference):
-        policy = nnx.merge(graph, cast(params, dtype), frozen)
+    def measure_bucket(policy, reference, key, bucket: Bucket):
         samples = sample(
             policy,
-            prompts.ids,
-            prompts.lengths,
-            jax.random.fold_in(jax.random.key(0x5A3), seed),
+            bucket.ids,
+            bucket.lengths,
+            key,
             tokens=tokens,
             eos_id=config.eos_id,
             pad_id=config.pad_id,
             temperature=config.temperature,
+            rows=bucket.rows,
         )
         divergence = completion_divergence(
-            policy,
-            nnx.merge(graph, cast(reference, dtype), frozen),
-            samples.ids,
-            prompts.lengths,
-            samples.completion_lengths,
-            tokens=tokens,
+            policy, reference, samples.ids, bucket.lengths, samples.completion_lengths, tokens=tokens
         )
         return samples, divergence
 
-    def skip_lane(prompts):
-        batch, width = prompts.ids.shape
+    def measure_lane(params, frozen, seed, buckets, reference):
+        policy, reference = (nnx.merge(graph, cast(x, dtype), frozen) for x in (params, reference))
+        key = jax.random.fold_in(jax.random.key(0x5A3), seed)
+        parts = [measure_bucket(policy, reference, key, bucket) for bucket in buckets]
+        place = jnp.argsort(jnp.concatenate([bucket.rows for bucket in buckets]))
+        width = max(bucket.ids.shape[1] for bucket in buckets) + tokens
+
+        def widen(ids):
+            return jnp.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=config.pad_id)
+
+        wide = [(samples._replace(ids=widen(samples.ids)), divergence) for samples, divergence in parts]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[place], *wide)
+
+    def skip_lane(buckets):
+        batch = sum(len(bucket.rows) for bucket in buckets)
+        width = max(bucket.ids.shape[1] for bucket in buckets)
         zeros = jnp.zeros(batch, jnp.float32)
         empty = Samples(jnp.zeros((batch, width + tokens), jnp.int32), jnp.zeros(batch, jnp.int32))
         return empty, Divergence(zeros, zeros)
 
-    def mapped(params, frozen, chosen, seeds, prompts, reference):
+    def mapped(params, frozen, chosen, seeds, buckets, reference):
         def lane(arguments):
             params, chosen, seed = arguments
             return jax.lax.cond(
                 chosen,
-                lambda: measure_lane(params, frozen, seed, prompts, reference),
-                lambda: skip_lane(prompts),
+                lambda: measure_lane(params, frozen, seed, buckets, reference),
+                lambda: skip_lane(buckets),
             )
 
         return jax.lax.map(lane, (params, chosen, seeds))
 
-    def vmapped(params, frozen, chosen, seeds, prompts, reference):
+    def vmapped(params, frozen, chosen, seeds, buckets, reference):
         del chosen  # all lanes at once: leaving some out would save nothing
         every = jax.vmap(measure_lane, in_axes=(0, None, 0, None, None))
-        return every(params, frozen, seeds, prompts, reference)
+        return every(params, frozen, seeds, buckets, reference)
 
     lane, everywhere = jax.P("lane"), jax.P()
     # Each device samples for its own lanes, and stops when they have ended: no device asks another.
@@ -197,7 +207,7 @@ class Observed(NamedTuple):
 
 def make_observe(
     sampler: Sampler,
-    prompts: Prompts,
+    buckets: Sequence[Bucket],
     reference: Any,
     *,
     frozen: Any = None,
@@ -208,7 +218,7 @@ def make_observe(
 
     Args:
       sampler: see `make_sampler`.
-      prompts: what to complete.
+      buckets: of the prompts to complete.
       reference: SFT weights, those that train, from which KL is measured.
       frozen: the weights that all lanes share, in the dtype that policies compute in; None where
         all train.
@@ -218,7 +228,7 @@ def make_observe(
     frozen = nnx.State({}) if frozen is None else frozen
 
     def observe(params: Any, chosen: Any, seeds: Any) -> Observed:
-        samples, divergence = sampler(params, frozen, chosen, seeds, prompts, reference)
+        samples, divergence = sampler(params, frozen, chosen, seeds, buckets, reference)
         margin = None
         if margins is not None and held_out is not None:
             margin = margins(params, frozen, chosen, held_out)

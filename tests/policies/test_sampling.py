@@ -174,22 +174,18 @@ def test_the_likeliest_tokens_are_those_of_the_definition(top_k, top_p):
 
 def test_buckets_hold_every_prompt_once_and_are_as_wide_as_their_longest():
     lengths = np.random.default_rng(0).integers(1, 40, 101)
-    buckets = sampling.length_buckets(lengths, most=4, multiple=8)
+    ids = np.where(np.arange(45) < lengths[:, None], np.arange(101)[:, None], -1)
+    buckets = sampling.length_buckets(ids, lengths, most=4, multiple=8)
     assert 1 < len(buckets) <= 4
     assert sorted(row for bucket in buckets for row in bucket.rows) == list(range(101))
     for bucket in buckets:
-        assert lengths[list(bucket.rows)].max() <= bucket.width
-        assert bucket.width % 8 == 0 or bucket.width == lengths.max()
-    assert sampling.length_buckets(np.full(5, 3)) == (sampling.Bucket((0, 1, 2, 3, 4), 3),)
+        width = bucket.ids.shape[1]
+        assert bucket.lengths.max() <= width and (width % 8 == 0 or width == lengths.max())
+        np.testing.assert_array_equal(bucket.lengths, lengths[bucket.rows])
+        np.testing.assert_array_equal(bucket.ids, ids[bucket.rows, :width])
 
 
-def test_buckets_change_nothing_but_the_padding(policy, prompts, draw):
-    ids, lengths = prompts
-    buckets = sampling.length_buckets(lengths, most=2, multiple=1)
-    assert len(buckets) == 2 and buckets[0].width < ids.shape[1]
-    in_buckets = jax.jit(sampling.sample_buckets, static_argnames=(*SETTINGS, "buckets"))
-    settings = {"tokens": TOKENS, "eos_id": EOS, "pad_id": PAD, "temperature": 1.0}
-    ours = in_buckets(policy, ids, lengths, jax.random.key(3), buckets=buckets, **settings)
-    together = draw()
-    np.testing.assert_array_equal(ours.ids, together.ids)
-    np.testing.assert_array_equal(ours.completion_lengths, together.completion_lengths)
+def test_prompts_of_like_lengths_are_not_divided():
+    lengths = np.arange(1, 30)
+    (bucket,) = sampling.length_buckets(np.zeros((29, 64), int), lengths)
+    assert bucket.ids.shape == (29, 29)

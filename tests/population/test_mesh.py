@@ -24,6 +24,7 @@ from discojax.population import make_engine, make_mesh, make_programs
 from discojax.population.collectives import collectives
 from discojax.population.lanes import stack_jobs
 from discojax.population.memory import abstract_arguments
+from discojax.policies import length_buckets
 from discojax.tasks import Prompts, SamplingConfig, make_sampler
 
 given, result = sys.argv[1:]
@@ -53,7 +54,8 @@ for sizes, kind, accumulate in meshes:
         everyone = np.ones(8, bool)
         tell("reset", programs.reset, state, engine.params, everyone)
         sampler = make_sampler(graph, SamplingConfig(4, 2), mesh=mesh, implementation=kind)
-        tell("sampler", sampler, state.params, engine.frozen, everyone, np.arange(8), prompts, params)
+        buckets = length_buckets(*prompts)
+        tell("sampler", sampler, state.params, engine.frozen, everyone, np.arange(8), buckets, params)
     settings = stack_jobs(jobs)
     metrics = []
     for _ in range(2):  # chunks

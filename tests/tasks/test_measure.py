@@ -7,7 +7,7 @@ from discojax.data.pairs import Pairs
 from discojax.policies.decoder import Decoder, DecoderConfig
 from discojax.policies.divergence import completion_divergence
 from discojax.policies.logprobs import completion_logps
-from discojax.policies.sampling import sample
+from discojax.policies.sampling import length_buckets, sample
 from discojax.tasks.measure import make_judge, make_margins, make_observe, make_sampler
 from discojax.tasks.types import Prompts, SamplingConfig
 
@@ -64,7 +64,9 @@ def measure(samplers, prompts, graph_and_reference):
     def build(kind="map", **settings):
         _, reference = graph_and_reference
         of_host = {name: settings.pop(name, given) for name, given in host.items()}
-        observe = make_observe(samplers[kind], prompts, reference, **settings)
+        most = settings.pop("buckets", 1)
+        buckets = length_buckets(*prompts, most=most, multiple=1)
+        observe = make_observe(samplers[kind], buckets, reference, **settings)
         judge = make_judge(prompts, **of_host)
         return lambda params, chosen, seeds: judge(observe(params, chosen, seeds), chosen)
 
@@ -104,6 +106,16 @@ def test_every_lane_is_what_its_policy_samples_alone(kind, measure, measured, la
         np.testing.assert_array_equal(result.length, samples.completion_lengths)
         np.testing.assert_allclose(result.kl, divergence.sequence, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(result.reverse_kl, divergence.reverse_per_token, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["map", "vmap"])
+def test_buckets_change_no_measurement(kind, measure, measured, lanes, prompts):
+    assert len(length_buckets(*prompts, most=2, multiple=1)) == 2
+    for ours, theirs in zip(measure(kind, buckets=2)(lanes, ALL, SEEDS), measured, strict=True):
+        assert ours.completions == theirs.completions
+        np.testing.assert_array_equal(ours.length, theirs.length)
+        np.testing.assert_allclose(ours.kl, theirs.kl, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(ours.reverse_kl, theirs.reverse_kl, rtol=1e-3, atol=1e-5)
 
 
 def test_a_seed_decides_the_draws_and_the_lane_does_not(measured):
