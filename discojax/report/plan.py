@@ -158,6 +158,7 @@ def as_json(plan: Plan) -> str:
         "bytes_a_chip": usage(plan.usage),
         "flops_a_step": plan.flops,
         "compiler_flops_over_ours": plan.compiler_flops,
+        "compiler_flops_a_chip": plan.compiled_flops,
         "mfu": plan.mfu,
         "seconds_a_step": None if plan.time is None else {**plan.time._asdict(), "step": plan.time.step},
         "bound": None if plan.time is None else plan.time.bound,

@@ -10,8 +10,9 @@ from discojax.errors import UserError
 from discojax.policies.architecture import DecoderConfig
 from discojax.policies.lora import LoraConfig
 from discojax.policies.published import architecture_of
-from discojax.population.plan import Plan, Sizes, Work, plan
+from discojax.population.plan import Plan, Sizes, plan
 from discojax.population.topology import Topology, find_topology
+from discojax.population.work import Work
 from discojax.search.steps import finetune_step, population_step
 
 __all__ = ["asked", "plan_run", "work_of"]

@@ -13,9 +13,10 @@ from discojax.population import memory
 from discojax.population import plan as plans
 from discojax.population.memory import Usage
 from discojax.population.mesh import make_mesh
-from discojax.population.plan import Time, Work, suggest_mesh
+from discojax.population.plan import Time, suggest_mesh
 from discojax.population.step import StepConfig
 from discojax.population.topology import find_topology
+from discojax.population.work import Work
 
 TINY = Work(
     DecoderConfig(vocab_size=64, layers=2, width=32, heads=2, max_length=16, attention="xla"),

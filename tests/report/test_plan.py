@@ -27,6 +27,7 @@ def plan():
         Usage(2 * GIB, 5 * GIB, 0, 10**7),
         64 * 10**12,
         1.07,
+        9e12,
         0.4,
         Time(0.05, 0.02, 0.001),
         (Traffic("data", "all-gather", 1, 1024), Traffic("data", "all-reduce", 2, 3e8)),
