@@ -37,6 +37,6 @@ suppress_warnings = [
 
 html_theme = "sphinx_book_theme"
 html_title = "discojax"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navbar_persistent": []}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

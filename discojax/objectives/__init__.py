@@ -43,7 +43,7 @@ __all__ = [
     "register",
 ]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "curves": ["Curve", "curve"],
@@ -51,3 +51,8 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "operators": ["OPCODES", "OPERATORS", "Operator"],
     },
 )
+
+
+def __dir__() -> list[str]:
+    """All public names, not the lazy ones alone."""
+    return __all__
