@@ -19,12 +19,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With `DISCOJAX_REQUIRE=parity`, a test so marked that is skipped has failed."""
+    """With `DISCOJAX_REQUIRE=parity,browser`, a test marked as one of these that is skipped has failed."""
     report = yield
-    required = os.environ.get("DISCOJAX_REQUIRE")
-    if report.skipped and required and item.get_closest_marker(required):
+    required = [name for name in os.environ.get("DISCOJAX_REQUIRE", "").split(",") if name]
+    if report.skipped and any(item.get_closest_marker(name) for name in required):
         report.outcome = "failed"
-        report.longrepr = f"skipped, but DISCOJAX_REQUIRE={required}: {report.longrepr}"
+        report.longrepr = f"skipped, but DISCOJAX_REQUIRE={','.join(required)}: {report.longrepr}"
     return report
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from discojax.search.finals import Control
-from discojax.search.statistics import Estimate, interval
+from discojax.search.statistics import Comparison, Estimate, interval
 
-__all__ = ["table"]
+__all__ = ["cells", "headings", "read", "table"]
 
 
 def table(controls: Sequence[Control], *, baseline: str, confidence: float) -> Table:
@@ -29,27 +31,56 @@ def table(controls: Sequence[Control], *, baseline: str, confidence: float) -> T
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for heading, justify in (
+    for heading, justify in headings(baseline):
+        result.add_column(heading, justify=justify, overflow="fold")
+    for control in controls:
+        result.add_row(*map(Text, cells(control, confidence)))
+    return result
+
+
+def headings(baseline: str) -> list[tuple[str, Literal["left", "right"]]]:
+    """Of the columns, and the side that each keeps to."""
+    return [
         ("arm", "left"),
         ("accepted", "right"),
         ("lane-steps", "right"),
         ("best", "left"),
         (f"vs {baseline}", "right"),
         ("search's lead over it", "right"),
-    ):
-        result.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for control in controls:
-        difference = None if control.comparison is None else control.comparison.difference
-        cells = (
-            control.name.replace("_", " "),
-            f"{control.accepted} of {control.proposed}",
-            f"{control.lane_steps:,}",
-            control.best or "none trained",
-            _cell(difference, confidence),
-            _cell(control.lead, confidence),
-        )
-        result.add_row(*map(Text, cells))
-    return result
+    ]
+
+
+def cells(control: Control, confidence: float) -> list[str]:
+    """Of one line."""
+    difference = None if control.comparison is None else control.comparison.difference
+    return [
+        control.name.replace("_", " "),
+        f"{control.accepted} of {control.proposed}",
+        f"{control.lane_steps:,}",
+        control.best or "none trained",
+        _cell(difference, confidence),
+        _cell(control.lead, confidence),
+    ]
+
+
+def read(results: Mapping[str, Any]) -> list[Control]:
+    """The controls of a run's `results.json`."""
+    return [_control(entry) for entry in results.get("controls") or ()]
+
+
+def _control(entry: Mapping[str, Any]) -> Control:
+    compared = entry.get("comparison")
+    if compared is not None:
+        estimates = {name: _estimate(compared[name]) for name in ("score", "difference")}
+        compared = Comparison(**{**compared, **estimates})
+    return Control(**{**entry, "comparison": compared, "lead": _estimate(entry.get("lead"))})
+
+
+def _estimate(entry: Mapping[str, Any] | None) -> Estimate | None:
+    """JSON has no NaN, so what was one is null."""
+    if entry is None:
+        return None
+    return Estimate(**{name: math.nan if value is None else value for name, value in entry.items()})  # type: ignore[arg-type]
 
 
 def _cell(estimate: Estimate | None, confidence: float) -> str:

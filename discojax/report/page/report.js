@@ -1,0 +1,218 @@
+"use strict";
+(async () => {
+  const byId = (id) => document.getElementById(id);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const saved = (() => { try { return JSON.parse(sessionStorage.getItem(location.pathname)) || {}; } catch { return {}; } })();
+  const save = () => { try { sessionStorage.setItem(location.pathname, JSON.stringify(saved)); } catch { /* private mode */ } };
+
+  // Elements are made from text, never from markup.
+  const make = (tag, text, ...children) => {
+    const element = document.createElement(tag);
+    if (text) element.textContent = text;
+    element.append(...children);
+    return element;
+  };
+
+  const bytes = Uint8Array.from(atob(byId("data").textContent.trim()), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const data = JSON.parse(await new Response(stream).text());
+
+  // ---- charts
+  const options = { renderer: "svg", actions: false, tooltip: { theme: "none" } };
+  const views = {};
+  const draw = async (element, spec) => {
+    const { view } = await vegaEmbed(element, spec, options);
+    const svg = element.querySelector("svg");
+    if (svg) { svg.setAttribute("role", "img"); svg.setAttribute("aria-label", spec.description); }
+    return view;
+  };
+  for (const [id, spec] of Object.entries(data.charts)) {
+    const element = byId(id);
+    if (element) views[id] = await draw(element, spec);
+  }
+  const beta = byId("beta");
+  if (beta) {
+    const show = () => {
+      saved.beta = beta.value; save();
+      for (const id of ["loss", "slope"]) if (views[id]) views[id].signal("beta", Number(beta.value)).runAsync();
+    };
+    if (saved.beta && all("option", beta).some((o) => o.value === saved.beta)) { beta.value = saved.beta; show(); }
+    beta.addEventListener("change", show);
+  }
+  for (const id of ["proposals", "lineage"]) {
+    if (views[id]) views[id].addEventListener("click", (event, item) => {
+      const place = item && item.datum && data.cards.findIndex((card) => card.name === item.datum.name);
+      if (place >= 0 && item.datum.name !== undefined) reveal(place);
+    });
+  }
+
+  // ---- cards
+  const MATH = "http://www.w3.org/1998/Math/MathML";
+  const formula = (lines) => {
+    const sides = (i) => `<mtd>${data.sides[i]}</mtd>`;
+    const rows = lines.map(([left, right]) => `<mtr>${sides(left)}<mtd><mo>=</mo></mtd>${sides(right)}</mtr>`).join("");
+    const parsed = new DOMParser().parseFromString(`<math xmlns="${MATH}" display="block"><mtable displaystyle="true">${rows}</mtable></math>`, "application/xml");
+    return document.importNode(parsed.documentElement, true);
+  };
+  const curveOf = (place, what) => {
+    const spec = structuredClone(data.charts[what] || data.charts.loss);
+    const card = data.cards[place];
+    const lines = [];
+    const add = (name, values) => values && values.forEach((y, i) => lines.push({ name, shown: name, beta: data.beta, margin: data.margins[i], [what]: y }));
+    add(card.name, card[what]);
+    const names = [card.name];
+    const base = data.baseline_place === null || data.baseline_place === place ? null : data.cards[data.baseline_place];
+    if (base && base.name !== card.name) { add(base.name, base[what]); names.push(base.name); }
+    const top = spec.layer[spec.layer.length - 1];
+    top.data = { values: lines };
+    top.layer[0].encoding.y.scale = { zero: false };
+    top.layer[0].encoding.color.legend = null;
+    top.layer[0].encoding.color.scale = { domain: names, range: names.map((name) => (name === data.baseline ? "var(--soft)" : "var(--accent)")) };
+    if (spec.layer.length > 1) spec.layer[0].data = { values: data.density };
+    spec.params = [{ name: "beta", value: data.beta }];
+    spec.height = 150;
+    return spec;
+  };
+  const fill = async (element, place) => {
+    const card = data.cards[place];
+    const left = make("div"), right = make("div");
+    const part = (root, title, ...children) => root.append(make("h3", title), ...children);
+    if (card.math.length) {
+      const box = make("div"); box.className = "formula"; box.tabIndex = 0; box.setAttribute("role", "region"); box.setAttribute("aria-label", "formula");
+      box.append(formula(card.math));
+      part(left, "Formula", box);
+    }
+    if (card.thought) part(left, card.how === "library" ? "Reference" : "Thought", make("p", card.thought));
+    if (card.source) {
+      const source = make("pre", card.source); source.tabIndex = 0; source.setAttribute("aria-label", "source");
+      part(left, "Source", source);
+    }
+    const made = [card.how, card.generation === null ? "" : `generation ${card.generation}`, card.by && `by ${card.by}`, card.arm !== "search" ? `for the control ${card.arm.replaceAll("_", " ")}` : ""];
+    part(right, "Made", make("p", made.filter(Boolean).join(", ")));
+    if (card.parents.length) {
+      const line = make("p");
+      card.parents.forEach(([at, name], i) => {
+        const link = make("button", name); link.type = "button"; link.className = "open";
+        link.addEventListener("click", () => reveal(at));
+        line.append(i ? ", " : "", link);
+      });
+      part(right, "Parents", line);
+    }
+    if (card.failures.length) part(right, "Failures", make("ul", "", ...card.failures.slice(0, 20).map((text) => make("li", text)), ...(card.failures.length > 20 ? [make("li", `and ${card.failures.length - 20} more`)] : [])));
+    element.replaceChildren(left, right);
+    if (card.loss && data.charts.loss) {
+      for (const [what, title] of [["loss", "Loss"], ["slope", "Derivative"]]) {
+        const chart = make("div"); chart.className = "chart small";
+        part(right, `${title} against the margin, β ${data.beta}` + (data.baseline_place === null || data.baseline_place === place ? "" : `, and ${data.baseline}'s in grey`), chart);
+        await draw(chart, curveOf(place, what));
+      }
+    }
+    if (card.hash) part(right, "Hash", make("p", card.hash.slice(0, 16)));
+  };
+  for (const element of all(".card")) await fill(element, Number(element.dataset.card));
+
+  const table = byId("all");
+  const buttonOf = (place) => table && table.querySelector(`button.open[data-card="${place}"]`);
+  const toggle = async (button, open) => {
+    const row = button.closest("tr");
+    const next = row.nextElementSibling;
+    const there = next && next.classList.contains("detail") ? next : null;
+    const wanted = open === undefined ? !there : open;
+    saved.open = (saved.open || []).filter((name) => name !== button.textContent);
+    if (wanted) saved.open.push(button.textContent);
+    save();
+    button.setAttribute("aria-expanded", String(wanted));
+    if (there && !wanted) there.remove();
+    if (there || !wanted) return;
+    const detail = make("tr", "", make("td", "", make("div")));
+    detail.className = "detail";
+    detail.firstChild.colSpan = row.children.length;
+    const card = detail.firstChild.firstChild;
+    card.className = "card";
+    row.after(detail);
+    await fill(card, Number(button.dataset.card));
+  };
+  const reveal = async (place) => {
+    const button = buttonOf(place);
+    if (!button) return;
+    if (button.closest("tr").hidden) { for (const f of all("[data-filter=all], [data-status-filter=all], [data-how-filter=all]")) { f.value = ""; f.dispatchEvent(new Event("input")); } }
+    await toggle(button, true);
+    button.scrollIntoView({ block: "center" });
+    button.focus({ preventScroll: true });
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest && event.target.closest("table button.open[data-card]");
+    if (!button || button.closest(".card")) return;
+    if (table && table.contains(button)) toggle(button); else reveal(Number(button.dataset.card));
+  });
+
+  // ---- sorting and filtering
+  const value = (row, column) => {
+    const cell = row.children[column];
+    const text = cell.dataset.v === undefined ? cell.textContent.trim() : cell.dataset.v;
+    return text === "" || Number.isNaN(Number(text)) ? text : Number(text);
+  };
+  const sort = (sorted, column, direction) => {
+    const body = sorted.tBodies[0];
+    const groups = [];
+    for (const row of [...body.rows]) row.classList.contains("detail") ? groups[groups.length - 1].push(row) : groups.push([row]);
+    const keys = new Map(groups.map((group) => [group, value(group[0], column)]));
+    const compare = (a, b) => {
+      const [x, y] = [keys.get(a), keys.get(b)];
+      if (x === "" || y === "") return (x === "") - (y === ""); // what is not known comes last either way
+      if (typeof x === "number" && typeof y === "number") return direction * (x - y);
+      return direction * String(x).localeCompare(String(y), "en");
+    };
+    body.append(...groups.sort(compare).flat());
+    all("thead th", sorted).forEach((th, i) => (i === column ? th.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending") : th.removeAttribute("aria-sort")));
+  };
+  for (const sorted of all("table[data-sort]")) {
+    all("thead th", sorted).forEach((th, column) => th.querySelector("button").addEventListener("click", () => {
+      const now = th.getAttribute("aria-sort");
+      const numbers = th.classList.contains("num") && column > 0;
+      const direction = now ? (now === "ascending" ? -1 : 1) : numbers ? -1 : 1;
+      saved[`sort ${sorted.id}`] = [column, direction]; save();
+      sort(sorted, column, direction);
+    }));
+    const rows = all("tbody tr", sorted);
+    const words = rows.map((row) => {
+      const button = row.querySelector("button.open");
+      const card = button && data.cards[Number(button.dataset.card)];
+      return [row.textContent, card ? `${card.thought} ${card.failures.join(" ")}` : ""].join(" ").toLowerCase();
+    });
+    const control = (name) => document.querySelector(`[data-${name}="${sorted.id}"]`);
+    const [find, status, how] = [control("filter"), control("status-filter"), control("how-filter")];
+    const filter = () => {
+      let shown = 0;
+      rows.forEach((row, i) => {
+        const ok = (!find || words[i].includes(find.value.trim().toLowerCase())) && (!status || !status.value || row.dataset.status === status.value) && (!how || !how.value || row.dataset.how === how.value);
+        row.hidden = !ok;
+        shown += ok;
+        const next = row.nextElementSibling;
+        if (next && next.classList.contains("detail")) next.hidden = !ok;
+      });
+      control("count").textContent = `${shown} of ${rows.length}`;
+    };
+    for (const [name, input] of [["filter", find], ["status", status], ["how", how]]) {
+      if (!input) continue;
+      const key = `${name} ${sorted.id}`;
+      if (saved[key]) input.value = saved[key];
+      input.addEventListener("input", () => { saved[key] = input.value; save(); filter(); });
+    }
+    if (saved[`sort ${sorted.id}`]) sort(sorted, ...saved[`sort ${sorted.id}`]);
+    filter();
+  }
+  if (table) for (const name of [...(saved.open || [])]) {
+    const place = data.cards.findIndex((card) => card.name === name);
+    if (place >= 0) await toggle(buttonOf(place), true);
+  }
+
+  // ---- a run that goes on
+  const live = byId("live");
+  if (live) {
+    if (saved.live === false) live.checked = false;
+    live.addEventListener("change", () => { saved.live = live.checked; save(); });
+    setInterval(() => { if (live.checked && !document.hidden) location.reload(); }, 20000);
+  }
+  document.documentElement.dataset.ready = "yes";
+})();

@@ -1,0 +1,206 @@
+"""The report: whatever state a run is in there is a page, and it says what the archive says."""
+
+import base64
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+from runs import LIBRARY, write_run
+
+from discojax import candidates, objectives
+from discojax.errors import UserError
+from discojax.launch import main
+from discojax.objectives import curve
+from discojax.report import formulas, gather, page
+from discojax.search import archive as archives
+from discojax.search import schema
+from discojax.search.rungs import BASELINE
+
+
+def data_of(html):
+    blob = re.search(r'id="data">([^<]*)</script>', html).group(1)
+    return json.loads(gzip.decompress(base64.b64decode(blob)))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "finished"
+    config = write_run(folder)
+    return config, page.write(config).read_text()
+
+
+def test_it_is_one_file_that_asks_for_nothing(finished):
+    _, html = finished
+    assert len(html.encode()) < 5 * 2**20
+    body = html[: html.index('<script type="text/plain"')]
+    assert not re.search(r'(src|href)="(?!#)', body) and "@import" not in body and "url(" not in body
+    assert "default-src 'none'" in body
+
+
+def test_what_was_run_is_said(finished):
+    config, html = finished
+    for text in (
+        "searched on rotten_tomatoes",
+        "1,121,024 parameters",
+        "no request was paid for",
+        "evolution",
+        "1 rejected",
+        "1 unanswered",
+        "numpy",
+        "Configuration",
+        f"lanes: {config.population.lanes}",
+    ):
+        assert text in html, text
+
+
+def test_the_leaderboard_is_that_of_the_run(finished):
+    config, _ = finished
+    run = gather.gather(config.run.path, config)
+    rounds = {rung: page.boards.board(found, config) for rung, found in run.evaluations.items()}
+    held_out = rounds[1000]
+    assert held_out.task == config.task.held_out and held_out.comparisons[BASELINE].verdict == "baseline"
+    rewards = {
+        (e.key.objective, e.key.beta, e.key.seed): e.per_prompt["reward"] for e in run.evaluations[1000]
+    }
+    best = held_out.rows[0]
+    mine = [np.mean([rewards[best.name, beta, seed] for seed in held_out.seeds]) for beta in held_out.betas]
+    np.testing.assert_allclose(best.reward, max(mine), atol=1e-6)
+
+
+def test_every_candidate_has_its_card(finished):
+    config, html = finished
+    cards = {card["name"]: card for card in data_of(html)["cards"]}
+    with archives.open_archive(config.run.path / "archive.sqlite") as archive:
+        attempts = archives.attempts(archive)
+    assert {a.name for a in attempts} <= cards.keys()
+    names = {a.number: a.name for a in attempts}
+    for attempt in attempts:
+        card = cards[attempt.name]
+        assert card["thought"] == attempt.thought and card["source"] == (attempt.source or "")
+        assert [name for _, name in card["parents"]] == [names[number] for number in attempt.parents]
+        assert bool(card["math"]) == (attempt.status == "accepted")
+    assert cards["broken"]["failures"] == ["numbers: not finite at margin 0"]
+    assert cards["silent"]["failures"] == ["unanswered: the server said nothing"]
+
+
+def test_every_plot_is_there(finished):
+    charts = data_of(finished[1])["charts"]
+    assert charts.keys() == {"frontier", "loss", "slope", "proposals", "lineage", "lanes"}
+    text = json.dumps(charts["loss"])
+    assert "share of training pairs" in text
+
+
+def test_many_curves_at_once_are_those_of_one_at_a_time():
+    names = ("dpo", "exp", "discopop", "simpo")
+    programs = [candidates.from_function(objectives.get(name)) for name in names]
+    margins, values, slopes = formulas.curves(programs, 0.1, 20.0)
+    assert (np.diff(margins) > 0).all() and margins[-1] == 20.0
+    for program, value, slope in zip(programs, values, slopes, strict=True):
+        one = curve(program, 0.1, margins)
+        np.testing.assert_allclose(value, one.values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(slope, one.slopes, rtol=1e-4, atol=1e-5)
+
+
+def test_formulas_are_mathml_and_balanced():
+    import xml.etree.ElementTree as ET
+
+    for name in LIBRARY:
+        lines = formulas.formula(candidates.from_function(objectives.get(name)))
+        assert lines[-1][0].count("ℓ") == 1
+        for side in (side for line in lines for side in line):
+            assert "&amp;" not in side and ET.fromstring(side).tag in ("mrow", "mi", "math")
+
+
+def test_the_density_is_of_the_margins_met(finished):
+    config, _ = finished
+    run = gather.gather(config.run.path, config)
+    assert set(run.densities) == set(config.search.betas)
+    for density in run.densities.values():
+        mass = density.share * np.diff(density.edges)
+        assert (mass >= 0).all() and 0.98 < mass.sum() <= 1 + 1e-9
+    middle = {
+        beta: float((d.share * np.diff(d.edges)) @ (d.edges[1:] + d.edges[:-1]) / 2)
+        for beta, d in run.densities.items()
+    }
+    assert middle[0.1] > middle[0.5]  # as the toy's lanes were drawn
+
+
+@pytest.mark.parametrize("proposed", [0, 6])
+def test_a_run_without_scores_has_a_page(tmp_path, proposed):
+    config = write_run(tmp_path / "begun", proposed=proposed, scored=False, finished=False)
+    html = page.write(config).read_text()
+    assert "stopped before its end" in html and "ended before dpo" in html
+    assert data_of(html)["charts"].keys() >= {"loss", "slope"}
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    config = write_run(tmp_path / "empty", proposed=0, scored=False, finished=False)
+    (config.run.path / "archive.sqlite").unlink()
+    with archives.open_archive(config.run.path / "archive.sqlite", "of a test"):
+        html = page.write(config).read_text()
+    assert 'data-state="running"' in html and "Nothing is measured yet." in html
+    assert data_of(html)["charts"] == {} and data_of(html)["cards"] == []
+
+
+def test_what_a_crash_left_half_written_is_left_out(tmp_path):
+    config = write_run(tmp_path / "crashed", proposed=4, finished=False)
+    whole = gather.gather(config.run.path, config)
+    with (config.run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1, "kind": "prog')
+    (config.run.path / "results.json").write_text("{")
+    run = gather.gather(config.run.path, config)
+    assert run.state == "stopped" and run.progress == whole.progress
+    assert "--resume" in page.render(run)
+
+
+def test_whether_a_run_is_being_written_is_told(tmp_path):
+    path = tmp_path / "archive.sqlite"
+    assert not schema.is_locked(path)
+    with archives.open_archive(path, "of a test"):
+        assert schema.is_locked(path)
+    assert not schema.is_locked(path)
+
+
+def test_nothing_a_proposer_says_is_markup(tmp_path):
+    bad = "</script><script>alert(1)</script><!--\"'><img src=x onerror=alert(2)>"
+    config = write_run(tmp_path / "hostile", proposed=0, hostile=((bad, bad),))
+    html = page.write(config).read_text()
+    assert "<script>alert" not in html and "<img src=x" not in html
+    assert html.count("</script>") == 3
+    assert data_of(html)["cards"][len(LIBRARY)]["thought"] == bad
+
+
+def test_the_command_writes_it_and_says_where(tmp_path, capsys):
+    config = write_run(tmp_path / "told", proposed=2)
+    assert main(["report", str(config.run.path)]) == 0
+    assert str(config.run.path / "report.html") in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "There is no run" in capsys.readouterr().err
+
+
+def test_a_watched_run_that_has_ended_is_written_once(tmp_path):
+    config = write_run(tmp_path / "watched", proposed=0)
+    said = []
+    assert page.watch(config, said.append) == config.run.path / "report.html"
+    assert said == [f"report: {config.run.path / 'report.html'}"]
+
+
+def test_a_run_writes_its_own_report_now_and_then(tmp_path, monkeypatch):
+    config = write_run(tmp_path / "followed", proposed=0, scored=False, finished=False)
+    monkeypatch.setattr(page, "_OFTEN", 0.02)
+    file = config.run.path / "report.html"
+    with archives.open_archive(config.run.path / "archive.sqlite", "of a test"), page.following(config):
+        for _ in range(3000):
+            if file.exists():
+                break
+            page.time.sleep(0.01)
+        assert 'data-state="running"' in file.read_text()
+
+
+def test_a_folder_without_an_archive_is_told(tmp_path):
+    config = write_run(tmp_path / "gone", proposed=0, scored=False)
+    (config.run.path / "archive.sqlite").unlink()
+    with pytest.raises(UserError, match="there is no archive"):
+        page.write(config)
