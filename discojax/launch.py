@@ -34,10 +34,11 @@ def discover(config: Config, options: argparse.Namespace) -> int:
     """Proposes losses, trains policies with them and scores them, until the budget is spent."""
     config, resume = _resumed(config, options)
     _configure_backend()
+    from discojax.report import page
     from discojax.search import discover
 
     config = config if resume else discover.claim(config)
-    with _resumable("discover", config.run.path, "config.yaml"):
+    with _resumable("discover", config.run.path, "config.yaml"), page.following(config):
         return _shown(discover.run(config, resume=resume), config)
 
 
@@ -72,13 +73,14 @@ def evaluate(config: Config, options: argparse.Namespace) -> int:
     config, resume = _resumed(config, options)
     given = _objectives(options.objectives) or config.evaluation.objectives
     _configure_backend()
-    from discojax.report import evaluation
+    from discojax.report import evaluation, page
     from discojax.search import discover
     from discojax.search import evaluate as evaluating
 
     config = config if resume else discover.claim(config)
     found = evaluating.evaluate(config, given, resume=resume)
     evaluation.show(found, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
+    page.write(config, say=print)
     return 0
 
 
@@ -103,9 +105,22 @@ def transfer(config: Config, options: argparse.Namespace) -> int:
 
 
 def _shown(outcome: Outcome, config: Config) -> int:
-    from discojax.report import summary
+    from discojax.report import page, summary
 
     summary.show(outcome, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
+    page.write(config, say=print)
+    return 0
+
+
+def report(config: Config, options: argparse.Namespace) -> int:
+    """Writes `report.html` for a run, finished or not."""
+    options.resume = options.arguments[0]
+    config = _saved(config, options)
+    _configure_backend()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator is the run's
+    from discojax.report import page
+
+    (page.watch if options.watch else page.write)(config, say=print)
     return 0
 
 
@@ -198,6 +213,13 @@ _COMMANDS = {
     ),
     "transfer": Command(
         transfer, "RUN", "a run's finalists on other tasks, seeds, policies and rewards", (1, 1)
+    ),
+    "report": Command(
+        report,
+        "RUN [--watch]",
+        "one HTML file that shows a run, finished or not; --watch rewrites it while the run goes on",
+        (1, 1),
+        options=(("--watch", {"action": "store_true", "help": "until the run has ended"}),),
     ),
     "plan": Command(
         plan,
