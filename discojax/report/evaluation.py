@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from discojax.data import cache
-from discojax.report import leaderboard, plots
+from discojax.report import boards, leaderboard, plots
 from discojax.search.evaluate import Evaluated, Line
 from discojax.search.laboratory import SFT
 from discojax.search.records import plain
 from discojax.search.rungs import BASELINE
-from discojax.search.statistics import Estimate, interval, mean
+from discojax.search.statistics import Estimate, interval
 from discojax.search.winrate import WinRate, rate_interval
 
 __all__ = ["findings", "show"]
@@ -263,7 +263,10 @@ def _write(evaluated: Evaluated, kl_budget: float, confidence: float) -> dict[st
         files["win rates"].write_text(_csv(evaluated.wins, confidence), encoding="utf-8")
     plots.frontier_png(
         files["frontier"],
-        [_series(evaluated, name, confidence) for name in _ranked(evaluated)],
+        [
+            boards.series(name, evaluated.measured.samples[name], evaluated.trial.betas, confidence)
+            for name in _ranked(evaluated)
+        ],
         sft_reward=float(evaluated.measured.sft.mean()),
         budget=kl_budget,
         baseline=BASELINE,
@@ -315,16 +318,3 @@ def _csv(records: Sequence[Line] | Sequence[WinRate], confidence: float) -> str:
                 row += [value.value, *of(value, confidence)]
         writer.writerow(row)
     return buffer.getvalue()
-
-
-def _series(evaluated: Evaluated, name: str, confidence: float) -> plots.Series:
-    samples = evaluated.measured.samples[name]
-    bounds = np.asarray([interval(mean(reward), confidence) for reward in samples.reward])
-    return plots.Series(
-        name,
-        np.asarray(evaluated.trial.betas),
-        samples.kl.mean(axis=(1, 2)),
-        samples.reward.mean(axis=(1, 2)),
-        bounds[:, 0],
-        bounds[:, 1],
-    )

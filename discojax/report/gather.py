@@ -89,7 +89,7 @@ def gather(folder: Path, config: Config) -> Run:
         created = float(archives.get_meta(archive, "created", 0.0))
         used = spent(archive)
         finished = bool(archives.get_meta(archive, "finished", False))
-        facts = {name: archives.get_meta(archive, name) for name in ("versions", "hardware", "tasks")}
+        facts = {name: archives.get_meta(archive, name) for name in ("versions", "hardware", "host", "tasks")}
         resumed = len(archives.events(archive, kind="resumed"))
         attempts = archives.attempts(archive)
         spending = archives.export_rows(archive, "spending")

@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from discojax.objectives.curves import curve
-from discojax.report import controls, leaderboard, plots
+from discojax.report import boards, controls, leaderboard, plots
 from discojax.report.leaderboard import Row
 from discojax.search.discover import BASELINE, Outcome, save_results
 from discojax.search.laboratory import Contender
@@ -64,17 +64,7 @@ def _caption(outcome: Outcome, kl_budget: float, confidence: float) -> str:
 
 def rows(outcome: Outcome, confidence: float) -> list[Row]:
     """The leaderboard's lines, best first. Reward and KL are those of the beta with the highest reward."""
-    lines = []
-    for contender in outcome.contenders:
-        samples = outcome.measured.samples[contender.name]
-        rewards = samples.reward.mean(axis=(1, 2))
-        reward = kl = None
-        if np.isfinite(rewards).any():
-            best = int(np.nanargmax(rewards))
-            reward, kl = float(rewards[best]), float(samples.kl[best].mean())
-        comparison = outcome.comparisons[contender.name]
-        lines.append(leaderboard.row(comparison, reward=reward, kl=kl, confidence=confidence))
-    return leaderboard.ranked(lines)
+    return boards.rows(outcome.measured, outcome.comparisons, confidence)
 
 
 def sft_gain(outcome: Outcome) -> Estimate:
@@ -97,7 +87,10 @@ def _write(outcome: Outcome, board: list[Row], kl_budget: float) -> list[str]:
     files["leaderboard"].write_text(leaderboard.to_csv(board), encoding="utf-8")
     plots.frontier_png(
         files["frontier"],
-        [_series(outcome, contender) for contender in order],
+        [
+            boards.series(name, outcome.measured.samples[name], outcome.trial.betas)
+            for name in (contender.name for contender in order)
+        ],
         sft_reward=float(outcome.measured.sft.mean()),
         budget=kl_budget,
         baseline=BASELINE,
@@ -113,20 +106,6 @@ def _write(outcome: Outcome, board: list[Row], kl_budget: float) -> list[str]:
         title=f"losses at beta {beta:g}",
     )
     return [f"{what}: {file}" for what, file in files.items()]
-
-
-def _series(outcome: Outcome, contender: Contender) -> plots.Series:
-    samples = outcome.measured.samples[contender.name]
-    estimates = [mean(reward) for reward in samples.reward]
-    bounds = np.asarray([interval(estimate) for estimate in estimates])
-    return plots.Series(
-        contender.name,
-        np.asarray(outcome.trial.betas),
-        samples.kl.mean(axis=(1, 2)),
-        samples.reward.mean(axis=(1, 2)),
-        bounds[:, 0],
-        bounds[:, 1],
-    )
 
 
 def _curve(contender: Contender, beta: float) -> plots.Curve:

@@ -20,6 +20,7 @@ which the database itself checks. One process writes at a time. `discojax.search
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sqlite3
 import threading
@@ -27,6 +28,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,8 +252,10 @@ def _prepare(connection: sqlite3.Connection, path: Path, config_hash: str) -> No
         "numpy": np.__version__,
         "sqlite": sqlite3.sqlite_version,
         "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
     }
-    first = {"config_hash": config_hash, "created": time.time(), "versions": versions}
+    host = {"system": platform.platform(), "cpus": os.cpu_count()}
+    first = {"config_hash": config_hash, "created": time.time(), "versions": versions, "host": host}
     schema.migrate(connection, path, {key: json.dumps(value) for key, value in first.items()})
     # Changes nothing, but is a write: a file that may only be read is refused now, not at the first score.
     connection.execute("UPDATE meta SET value = value WHERE key = 'config_hash'")
