@@ -48,7 +48,7 @@ def _memory(plan: Plan) -> Table:
         "in all": plan.usage.total,
     }
     for name, size in named.items():
-        if size:
+        if size >= 2**16:
             table.add_row(name, written(size), f"{100 * size / limit:.1f} %")
     return table
 

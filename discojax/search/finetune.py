@@ -39,15 +39,15 @@ from discojax.population.finetune import Step
 from discojax.population.finetune import finetune as train_one
 from discojax.population.lanes import Job
 from discojax.population.mesh import make_mesh
-from discojax.population.optimizer import OptimizerConfig
 from discojax.population.placement import shardings
-from discojax.population.step import StepConfig, cast
+from discojax.population.step import cast
 from discojax.search import logs
 from discojax.search.display import Display, display
 from discojax.search.held_out import HeldOut, measure
 from discojax.search.laboratory import Contender
 from discojax.search.opening import given
 from discojax.search.records import plain
+from discojax.search.steps import finetune_step
 
 __all__ = ["CHECKPOINT", "Tuned", "chosen", "finetune"]
 
@@ -271,15 +271,7 @@ def _engine(
             "lower finetune.batch, or give more data."
         )
     graph, params, frozen = partition(_adapted(config, loaded.policy))
-    step = StepConfig(
-        batch=settings.batch,
-        chunk=1,
-        dtype=settings.dtype,
-        accumulate=settings.batch // (settings.micro_batch * settings.data_devices),
-        optimizer=OptimizerConfig(
-            weight_decay=settings.weight_decay, warmup=settings.warmup, decay=settings.decay
-        ),
-    )
+    step = finetune_step(settings)
     prompts = int(training.pairs.prompt_length.max())
     programs = make_programs(
         graph, params, step, lanes=1, tokens=tokens, prompts=prompts, mesh=mesh, frozen=frozen

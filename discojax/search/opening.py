@@ -20,8 +20,6 @@ from discojax.policies.lora import LoraConfig
 from discojax.policies.sft import SftConfig
 from discojax.population.backend import choose_implementation
 from discojax.population.mesh import make_mesh, own_part, rows_per_device
-from discojax.population.step import StepConfig
-from discojax.population.training import chunk_for
 from discojax.search import archive as archives
 from discojax.search.archive import Archive
 from discojax.search.display import Bar, Display
@@ -29,7 +27,7 @@ from discojax.search.instruments import Design, make_instruments
 from discojax.search.judging import make_judge
 from discojax.search.laboratory import Contender, Laboratory
 from discojax.search.logs import NOWHERE, Log
-from discojax.search.rungs import chunk_budgets
+from discojax.search.steps import population_step
 from discojax.tasks import catalogue
 from discojax.tasks.types import OwnData, PretrainedConfig, Task, TaskConfig, assert_disjoint
 
@@ -112,13 +110,7 @@ def build_laboratory(
     sizes = (config.population.mesh.lane, config.population.mesh.data, config.population.mesh.model)
     mesh = make_mesh(*sizes)
     implementation = choose_implementation(config.population.implementation)
-    step = StepConfig(
-        batch=config.population.batch,
-        chunk=chunk_for(chunk_budgets(config), config.population.chunk),
-        implementation=implementation,
-        dtype=config.population.dtype,
-        accumulate=config.population.accumulate,
-    )
+    step = population_step(config, implementation)
     rows_per_device(mesh, step.batch, step.accumulate)
     tasks = build_tasks(config, names, screen, held_out_pairs=held_out_pairs, mesh=own_part(mesh))
     first = next(iter(tasks.values()))

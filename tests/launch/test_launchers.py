@@ -182,6 +182,16 @@ def test_a_run_goes_on_where_there_is_one_and_begins_where_there_is_none(resumed
     assert [call.endswith("--resume") for call in calls] == [True, False][: 1 if begun is None else 2]
 
 
+@pytest.mark.parametrize("file", EVERY, ids=lambda file: file.name)
+def test_extras_that_are_installed_are_there(file):
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {name for group in re.findall(r"\.\[([\w,]+)\]", file.read_text()) for name in group.split(",")}
+    assert named <= set(extras)
+    assert named or "docker/tpu.Dockerfile" in file.read_text()
+
+
 @pytest.mark.parametrize("file", IMAGES, ids=lambda file: file.name)
 def test_an_image_copies_what_there_is_and_runs_discojax(file):
     text = file.read_text()
