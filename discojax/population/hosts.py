@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 from discojax.data import cache
 from discojax.errors import UserError
 
-__all__ = ["HostError", "alone", "begin", "finish", "follow", "give", "given", "guarded", "tell"]
+__all__ = ["HostError", "all_see", "alone", "begin", "finish", "follow", "give", "given", "guarded", "tell"]
 
 _BEAT, _SILENCE, _GRACE = 1.0, 30.0, 5.0  # seconds
 _KEPT = 100  # messages not deleted yet: nobody lags so many behind
@@ -232,6 +232,15 @@ def given(name: str) -> Any:
     """What the leader gave under this name, as host arrays."""
     assert _job is not None
     return _job.given[name]
+
+
+def all_see(path: str, seconds: float = 5.0) -> bool:
+    """Whether a file is there in every process, which all must ask at once; shared folders take a moment."""
+    until = time.monotonic() + seconds
+    while not os.path.exists(path) and time.monotonic() < until:
+        time.sleep(0.2)
+    seen = np.asarray([os.path.exists(path)])
+    return bool(seen.all() if alone() else multihost_utils.process_allgather(seen).all())
 
 
 def _receive(job: _Job, number: int) -> Any:

@@ -56,7 +56,7 @@ def join(coordinator: str | None = None, count: str | None = None, index: str | 
             )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"The {expected} processes of this job did not find one another ({_short(error)}): start the same "
+            f"The {expected} processes did not find one another ({_short(error)}): start the same "
             f"command on every host, or add {_FLAGS} to each."
         ) from None
     from discojax.population import hosts

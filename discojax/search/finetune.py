@@ -34,6 +34,7 @@ from discojax.policies.lora import LoraConfig, add_lora, merge_lora
 from discojax.policies.partition import partition
 from discojax.policies.pretrained.locating import locate
 from discojax.policies.pretrained.reading import Pretrained
+from discojax.population import hosts
 from discojax.population.engine import Engine, make_engine, make_programs
 from discojax.population.finetune import Step
 from discojax.population.finetune import finetune as train_one
@@ -115,11 +116,16 @@ def finetune(config: Config) -> Tuned:
 
     Raises:
       UserError: the policy, its tokenizer, the data or the objective cannot be had or do not fit
-        together, or the run is finished already.
+        together, the run is finished already, or there are other processes.
       population.finetune.Stopped: the user stopped it; the same call goes on.
     """
     settings, folder = config.finetune, config.run.path
     logs.require(config.run)
+    if not hosts.alone():
+        raise UserError(
+            "One policy is trained by one process, over all devices of its host: start `train --policy` on "
+            "one host, without --coordinator, --processes and --process."
+        )
     contender = _contender(settings)
     if (folder / "policy").exists():
         raise UserError(

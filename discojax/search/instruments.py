@@ -6,8 +6,10 @@ are told (`follow`). They know no proposer, no reward and no archive.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from jax.sharding import NamedSharding
 from discojax.data.pairs import Pairs
 from discojax.policies.sampling import length_buckets
 from discojax.population import hosts
+from discojax.population.checkpoint import Checkpoints
 from discojax.population.engine import Programs, make_engine, make_programs
 from discojax.population.lanes import LaneState
 from discojax.population.mesh import make_mesh
@@ -68,6 +71,14 @@ class _Open(NamedTuple):
     task: str  # its identity
     split: str
     prompts: int
+    kept: tuple[str, int] | None  # where checkpoints are, and how many
+    identity: str
+
+
+class _Look(NamedTuple):
+    """The question whether everyone sees a file."""
+
+    file: str
 
 
 class _Goods(NamedTuple):
@@ -105,16 +116,48 @@ def make_instruments(design: Design, params: Any, frozen: Any = None) -> Instrum
     )  # fmt: skip
 
 
-def open_station(instruments: Instruments, task: Task, split: str, prompts: int) -> Station:
+def open_station(
+    instruments: Instruments,
+    task: Task,
+    split: str,
+    prompts: int,
+    checkpoints: Checkpoints | None = None,
+    identity: str = "",
+) -> Station:
     """A station for a task, measured on the first so many prompts of a split; it judges nothing yet.
 
     Raises:
       UserError: there are too few pairs, or the lanes do not fit into memory.
     """
     goods = _Goods(task.params, task.frozen, task.pairs, task.held_out, task.prompts)
+    if checkpoints is not None and not _reached(checkpoints):
+        checkpoints = None
     hosts.give(task.identity, goods)
-    hosts.tell(_Open(instruments.design, task.identity, split, prompts))
-    return _station(instruments, goods, split, prompts)
+    kept = None if checkpoints is None else (checkpoints.directory, checkpoints.keep)
+    hosts.tell(_Open(instruments.design, task.identity, split, prompts, kept, identity))
+    return replace(_station(instruments, goods, split, prompts), checkpoints=checkpoints, identity=identity)
+
+
+_reach: dict[str, bool] = {}
+
+
+def _reached(checkpoints: Checkpoints) -> bool:
+    """Whether every process can write its part of a checkpoint. That one cannot is said once."""
+    directory = checkpoints.directory
+    if hosts.alone() or "://" in directory:
+        return True
+    if directory not in _reach:
+        folder = Path(directory).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".hosts-") as mark:
+            hosts.tell(_Look(mark.name))
+            _reach[directory] = hosts.all_see(mark.name)
+        if not _reach[directory]:
+            checkpoints.say(
+                f"Lanes in training are not kept, because not every host sees {folder}: for that give "
+                "run.directory as a folder that they share, or as gs://BUCKET/PATH."
+            )
+    return _reach[directory]
 
 
 def _station(instruments: Instruments, goods: _Goods, split: str, prompts: int) -> Station:
@@ -133,6 +176,7 @@ def follow() -> int:
     instruments: Instruments | None = None
     station: Station | None = None
     state: LaneState | None = None
+    checkpoints: dict[Any, Checkpoints | None] = {None: None}
 
     def act(message: Any) -> None:
         nonlocal instruments, station, state
@@ -141,9 +185,25 @@ def follow() -> int:
             goods = _Goods(*hosts.given(message.task))
             if instruments is None or instruments.design != message.design:
                 instruments = make_instruments(message.design, goods.params, goods.frozen)
-            station = _station(instruments, goods, message.split, message.prompts)
+            if message.kept is not None and message.kept not in checkpoints:
+                directory, keep = message.kept
+                # When there is a time to save, and what to say, is the leader's.
+                checkpoints[message.kept] = Checkpoints(directory, interval=0, keep=keep, say=lambda _: None)
+            station = replace(
+                _station(instruments, goods, message.split, message.prompts),
+                checkpoints=checkpoints[message.kept],
+                identity=message.identity,
+            )
+            return
+        if isinstance(message, _Look):
+            hosts.all_see(message.file)
             return
         assert station is not None
         state, _ = perform(station, state, message)
 
-    return hosts.follow(act)
+    try:
+        return hosts.follow(act)
+    finally:
+        for each in checkpoints.values():
+            if each is not None:
+                each.close()
