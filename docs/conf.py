@@ -30,10 +30,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # an attribute is described where the class is, and once
 
 default_role = "code"  # in docstrings `name` is code
-suppress_warnings = [
-    "ref.python",  # the axes in a jaxtyping annotation, such as " batch", name no class
-    "toc.empty_glob",
-]
+suppress_warnings = ["ref.python"]  # the axes in a jaxtyping annotation, such as " batch", name no class
 
 html_theme = "sphinx_book_theme"
 html_title = "discojax"

@@ -118,7 +118,8 @@ def inline(page: str) -> list[str]:
     programs = "|".join(("python3?", "pytest", "pip", "sphinx-build", *_COMMANDS))
     spans = (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
     known = (span for span in spans if re.match(rf"({programs}) ", span))
-    return [span for span in known if not re.search(r"\b[A-Z]{3,}\b|…", span)]
+    # `train --policy` says which option is meant, and is no command yet.
+    return [span for span in known if not re.search(r"\b[A-Z]{3,}\b|…|^\w+ --\w+$", span)]
 
 
 def launched(words: list[str]) -> list[str] | None:
