@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from discojax.errors import UserError
+from discojax.places import is_remote, working_folder
 from discojax.settings import Range, dump, find, parse
 from discojax.task_settings import Count, Lora, Natural, Policy, Positive, Sft, Task, TaskName
 
 __all__ = [
     "Budget",
+    "Checkpoint",
     "Config",
     "Evaluation",
     "Finetune",
@@ -117,6 +119,7 @@ class Proposer:
     Without `history` a proposer does not learn what became of its proposals: best-of-N. A request is for
     up to `candidates`, of a prompt of at most `prompt_tokens` and a reply of `output_tokens`; it is sent
     up to `attempts` times, `timeout` seconds each, and a run ends after `failures` failed ones in a row.
+    Up to `concurrency` requests are under way at once, none of them told what the others will bring.
     `thinking` is a number of tokens, or a level as the server knows it; `price` is dollars for a million
     tokens, in and out, if `prices.yaml` lacks them. `path` is the folder of `file`, or the run, archive
     or transcript that `replay` repeats.
@@ -127,6 +130,7 @@ class Proposer:
     key_variable: str = ""
     history: bool = True
     candidates: Annotated[int, Range(least=1, most=16)] = 4
+    concurrency: Annotated[int, Range(least=1, most=64)] = 1
     temperature: Annotated[float, Range(least=0, most=2)] = 1.0
     thinking: int | str | None = None
     prompt_tokens: Annotated[int, Range(least=6000)] = 12_000
@@ -260,8 +264,22 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """Lanes in training are kept every `interval` seconds, and whenever a run is asked to stop.
+
+    The last `keep` checkpoints are there. A run that is killed loses what it did since the last of them,
+    never a result. With an interval of 0 lanes are kept only where a run is asked to stop.
+    """
+
+    interval: Annotated[float, Range(least=0)] = 60.0
+    keep: Count = 2
+
+
+@dataclass(frozen=True)
 class Run:
     """Where a run lives, `directory/name`, and the seed that all its randomness comes from.
+
+    `directory` may be in a bucket, such as gs://BUCKET/runs or s3://BUCKET/runs.
 
     What goes into its metrics.jsonl is plotted too, by TensorBoard from its folder `tensorboard` and by
     Weights & Biases in the project that `wandb` names: both off, and each with an extra of its name.
@@ -282,8 +300,13 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
-        return Path(self.directory) / self.name
+        """The run's folder on this machine."""
+        return working_folder(self.directory) / self.name
+
+    @property
+    def remote(self) -> str | None:
+        """Where it lives, if that is in a bucket."""
+        return f"{self.directory.rstrip('/')}/{self.name}" if is_remote(self.directory) else None
 
 
 @dataclass(frozen=True)
@@ -300,6 +323,7 @@ class Config:
     evaluation: Evaluation = Evaluation()
     transfer: Transfer = Transfer()
     finetune: Finetune = Finetune()
+    checkpoint: Checkpoint = Checkpoint()
     run: Run = Run()
 
     def __post_init__(self) -> None:

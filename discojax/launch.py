@@ -21,6 +21,7 @@ from discojax import __version__
 from discojax.command_line import PROGRAM, Command, overview, read
 from discojax.config import Config, find, load
 from discojax.errors import UserError, nearest
+from discojax.places import is_remote, working_folder
 
 if TYPE_CHECKING:
     from discojax.search.discover import Outcome
@@ -38,7 +39,7 @@ def discover(config: Config, options: argparse.Namespace) -> int:
     from discojax.search import discover
 
     config = config if resume else discover.claim(config)
-    with _resumable("discover", config.run.path, "config.yaml"), page.following(config):
+    with _resumable("discover", config), page.following(config):
         return _shown(discover.run(config, resume=resume), config)
 
 
@@ -54,7 +55,8 @@ def train(config: Config, options: argparse.Namespace) -> int:
     from discojax.search import discover
 
     config = discover.claim(config)
-    return _shown(discover.train(config, given or config.search.library), config)
+    with _kept(config):
+        return _shown(discover.train(config, given or config.search.library), config)
 
 
 def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str], resume: bool) -> int:
@@ -63,7 +65,7 @@ def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str],
     from discojax.search import finetune
 
     config = finetune.chosen(config, options.policy, options.data, given, resume=resume)
-    with _resumable("train", config.run.path, finetune.CHECKPOINT):
+    with _resumable("train", config, finetune.CHECKPOINT):
         finetuned.show(finetune.finetune(config), confidence=config.evaluation.confidence)
     return 0
 
@@ -78,9 +80,10 @@ def evaluate(config: Config, options: argparse.Namespace) -> int:
     from discojax.search import evaluate as evaluating
 
     config = config if resume else discover.claim(config)
-    found = evaluating.evaluate(config, given, resume=resume)
-    evaluation.show(found, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
-    page.write(config, say=print)
+    with _resumable("evaluate", config):
+        found = evaluating.evaluate(config, given, resume=resume)
+        evaluation.show(found, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
+        page.write(config, say=print)
     return 0
 
 
@@ -269,19 +272,38 @@ def _resumed(config: Config, options: argparse.Namespace) -> tuple[Config, bool]
 
 
 @contextlib.contextmanager
-def _resumable(name: str, folder: Path, kept: str) -> Iterator[None]:
-    """Says how to go on with a run that is stopped, if there is a file of it to go on from."""
-    try:
+def _kept(config: Config) -> Iterator[None]:
+    """Heeds SIGTERM, and puts the run into its bucket if it lives in one."""
+    from discojax.population.stopping import heeded
+    from discojax.search.storage import mirrored
+
+    with heeded(), mirrored(config.run.path, config.run.remote, config.checkpoint.interval or 60.0):
         yield
-    except KeyboardInterrupt:
-        if not (folder / kept).exists():
-            raise KeyboardInterrupt("Stopped, before there was anything to keep.") from None
-        command = f"{PROGRAM} {name} --resume {folder}"
-        raise KeyboardInterrupt(f"Stopped. `{command}` goes on where it left off.") from None
+
+
+@contextlib.contextmanager
+def _resumable(name: str, config: Config, kept: str = "config.yaml") -> Iterator[None]:
+    """Says how to go on with a run that is stopped, if there is a file of it to go on from."""
+    from discojax.population.stopping import Preempted
+
+    try:
+        with _kept(config):
+            yield
+    except KeyboardInterrupt as stop:
+        kind = Preempted if isinstance(stop, Preempted) else KeyboardInterrupt
+        if not (config.run.path / kept).exists():
+            raise kind("Stopped, before there was anything to keep.") from None
+        command = f"{PROGRAM} {name} --resume {config.run.remote or config.run.path}"
+        raise kind(f"Stopped. `{command}` goes on where it left off.") from None
 
 
 def _saved(config: Config, options: argparse.Namespace) -> Config:
     """The config that a run was started with, with today's overrides; its folder is where it lies now."""
+    directory = config.run.directory
+    if is_remote(options.resume):
+        directory, _, options.resume = options.resume.rstrip("/").rpartition("/")
+    if is_remote(directory):
+        return _fetched(directory, options.resume or config.run.name, options)
     folder = config.run.path
     if options.resume:
         folder = Path(options.resume)
@@ -297,6 +319,17 @@ def _saved(config: Config, options: argparse.Namespace) -> Config:
     return dataclasses.replace(
         saved, run=dataclasses.replace(saved.run, name=place.name, directory=directory)
     )
+
+
+def _fetched(directory: str, name: str, options: argparse.Namespace) -> Config:
+    """The config of a run in a bucket, which is brought to this machine."""
+    from discojax.search import storage
+
+    folder = working_folder(directory) / name
+    if not storage.fetch(f"{directory}/{name}", folder):
+        raise UserError(f"There is no run to go on with at {directory}/{name}.")
+    saved = load(folder / "config.yaml", options.overrides)
+    return dataclasses.replace(saved, run=dataclasses.replace(saved.run, name=name, directory=directory))
 
 
 def _objectives(text: str | None) -> tuple[str, ...]:
@@ -364,8 +397,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
+        from discojax.population.stopping import Preempted
+
         print(f"\n{stop if str(stop) else 'Stopped.'}", file=sys.stderr)
-        return 130
+        return 0 if isinstance(stop, Preempted) else 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

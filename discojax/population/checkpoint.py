@@ -12,6 +12,7 @@ the two agree after any crash, whichever of them is the newer.
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -63,10 +64,16 @@ class Checkpoints:
     def __init__(
         self, directory: str, *, interval: float = 60.0, keep: int = 2, say: Callable[[str], None] = print
     ):
-        self.directory, self.interval, self.keep, self.say = directory, interval, keep, say
+        self.directory = directory if "://" in directory else os.path.abspath(directory)
+        self.interval, self.keep, self.say = interval, keep, say
         self._next = time.monotonic() + interval
         self._orbax: Any = None
+        self._hopeless = False
         self._spent = False  # whether what a former process left has been made use of
+
+    def left(self) -> bool:
+        """Whether there may be lanes that a former process left, and nothing has been made of them."""
+        return not self._spent and self._exist()
 
     def due(self) -> bool:
         """Whether it is time for the next one. False while one is being written."""
@@ -87,9 +94,11 @@ class Checkpoints:
         """
         started = time.monotonic()
         self._spent = True
+        orbax = self._open()
+        if orbax is None:
+            return
         marks = fetch(_fingerprint(state))
         try:
-            orbax = self._open()
             parts = {"lanes": _named(state), "host": _pack(held, identity, marks)}
             number = 1 + (orbax.latest.step if orbax.latest else -1)
             orbax.save_checkpointables_async(number, parts, force=True)
@@ -108,11 +117,11 @@ class Checkpoints:
         read, or is not what was written, is told, and the one before it is taken.
 
         Returns:
-          None if there is none with this identity, or this process has its own by now.
+          None if there is none with this identity.
         """
-        if self._spent or not self._exist():
-            return None
         orbax = self._open()
+        if orbax is None:
+            return None
         for checkpoint in reversed(orbax.checkpoints):
             try:
                 found = _load(str(checkpoint.path), engine, identity)
@@ -151,16 +160,21 @@ class Checkpoints:
         return bool(epath.Path(self.directory).exists())
 
     def _open(self) -> Any:
-        if self._orbax is None:  # imported only by a run that is long enough to need it
+        """Orbax, imported only by a run that is long enough to need it; None where it cannot work."""
+        if self._orbax is None and not self._hopeless:
             from orbax.checkpoint import v1 as orbax
 
             training = orbax.training
-            self._orbax = training.Checkpointer(
-                self.directory if "://" in self.directory else _absolute(self.directory),
-                save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=training.preservation_policies.LatestN(self.keep),
-                cleanup_tmp_directories=True,
-            )
+            try:
+                self._orbax = training.Checkpointer(
+                    self.directory,
+                    save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+                    preservation_policy=training.preservation_policies.LatestN(self.keep),
+                    cleanup_tmp_directories=True,
+                )
+            except Exception as error:
+                self._hopeless = True
+                self.say(f"Lanes in training cannot be kept in {self.directory} ({_short(error)}).")
         return self._orbax
 
 
@@ -286,12 +300,6 @@ def _unpack(packed: dict[str, np.ndarray]) -> tuple[Held, str, UInt32[np.ndarray
     settings = jax.tree.unflatten(shape, [arrays[f"settings{i}"] for i in range(len(leaves))])
     owners = tuple(str(owner) for owner in arrays["owners"])
     return Held(owners, settings, arrays["step"], arrays["totals"]), str(arrays["identity"]), arrays["marks"]
-
-
-def _absolute(directory: str) -> str:
-    from pathlib import Path
-
-    return str(Path(directory).absolute())
 
 
 def _short(error: Exception) -> str:

@@ -31,6 +31,7 @@ from discojax.search.laboratory import (
     Laboratory,
     assemble,
     known,
+    name_of,
     record,
     wanted,
 )
@@ -156,7 +157,7 @@ class Race:
             self.laboratory.log("progress", seconds=seconds, queued=queued, **report._asdict())
 
         jobs = itertools.chain([first], jobs)
-        for finished in train(station, jobs, progress, self.schedule.wait):
+        for finished in train(station, jobs, progress, self.schedule.wait, name_of):
             self.schedule.learn(finished.key, record(self.laboratory, finished))
         self.monitor.done()
 
@@ -232,7 +233,7 @@ class Race:
             generation=ask.generation,
             wanted=ask.wanted,
             seed=self.config.run.seed + 7919 * arm.place,
-            batch=self.config.proposer.candidates,
+            batch=self.config.proposer.candidates * self.config.proposer.concurrency,
             told=arm.told,
             go_on=self._may_ask,
             heard=self.ledger.hand_over if arm.place == 0 else lambda proposals: None,

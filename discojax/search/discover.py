@@ -19,7 +19,7 @@ from discojax.data import cache
 from discojax.errors import UserError
 from discojax.proposers.budget import Spent
 from discojax.search import archive as archives
-from discojax.search import finals, logs, proposals
+from discojax.search import finals, logs, proposals, storage
 from discojax.search.arms import SEARCH, make_arms
 from discojax.search.brackets import search
 from discojax.search.display import display
@@ -68,7 +68,7 @@ class Outcome:
 def claim(config: Config) -> Config:
     """The config with a run name that is free: `quickstart`, or else `quickstart-2`, and so on."""
     name, number = config.run.name, 1
-    while (config.run.path / "archive.sqlite").exists():
+    while storage.taken(config.run.path, config.run.remote):
         number += 1
         config = replace(config, run=replace(config.run, name=f"{name}-{number}"))
     return config
@@ -114,6 +114,7 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
             ledger.spent(),
         )  # fmt: skip
         archives.set_meta(archive, "finished", True)
+        laboratory.close()
     return outcome
 
 
@@ -136,6 +137,7 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
             seeds(config, _TRAIN, config.evaluation.seeds), config.evaluation.prompts,
         )  # fmt: skip
         measured = measure(laboratory, contenders, trial, screen, "training")
+        laboratory.close()
         return Outcome(
             config.run.path,
             trial,

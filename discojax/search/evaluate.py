@@ -162,6 +162,7 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
         measured = measure(laboratory, contenders, trial, screen, f"{len(contenders)} objectives on {name}")
         found = every_lane(laboratory, contenders, trial)
         _check(found, trial)
+        laboratory.close()
         lines = _lines(laboratory.tasks[name], found, contenders, trial)
         return Evaluated(
             config.run.path, trial, tuple(contenders), chosen, measured, judged(config, measured), lines,

@@ -6,16 +6,20 @@ or after it was stopped, is answered from there.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from discojax import __version__
 from discojax.candidates import Program
+from discojax.data import cache
 from discojax.errors import UserError
 from discojax.objectives import machine
+from discojax.population.checkpoint import Checkpoints
 from discojax.population.engine import Programs
 from discojax.population.lanes import Job
 from discojax.population.operations import Station
@@ -39,6 +43,7 @@ __all__ = [
     "assemble",
     "known",
     "measure",
+    "name_of",
     "record",
     "wanted",
 ]
@@ -95,6 +100,7 @@ class Laboratory:
     archive: Archive
     learning_rate: float
     log: Log = NOWHERE
+    checkpoints: Checkpoints | None = None
 
     @property
     def programs(self) -> Programs:
@@ -115,9 +121,15 @@ class Laboratory:
                 f"{trial.prompts} are asked for: lower evaluation.prompts or evaluation.search_prompts."
             )
         prompts = Prompts(*(array[: trial.prompts] for array in prompts))
-        station = open_station(self.instruments, task, trial.split, trial.prompts)
+        identity = cache.content_hash((self.archive.config_hash, task.identity, __version__))
+        station = open_station(self.instruments, task, trial.split, trial.prompts, self.checkpoints, identity)
         judge = make_judge(prompts, decode=task.decode, reward=task.reward[trial.split])
         return replace(station, judge=judge)
+
+    def close(self) -> None:
+        """Deletes what was kept of lanes in training, once none is."""
+        if self.checkpoints is not None:
+            self.checkpoints.clear()
 
 
 class Measured(NamedTuple):
@@ -159,7 +171,7 @@ def measure(
             seconds = time.monotonic() - started
             laboratory.log("progress", rung=trial.rung, seconds=seconds, **report._asdict())
 
-        for finished in train(station, iter(missing.items()), progress):
+        for finished in train(station, iter(missing.items()), progress, name=name_of):
             evaluation = record(laboratory, finished)
             found[evaluation.key] = evaluation
         bar.update(bar.total)
@@ -187,6 +199,11 @@ def wanted(laboratory: Laboratory, contenders: Sequence[Contender], trial: Trial
                 key = _key(laboratory, trial, contender, beta, seed)
                 jobs[key] = Job(program.code, beta, seed, key.learning_rate, trial.steps)
     return jobs
+
+
+def name_of(key: EvaluationKey) -> str:
+    """A lane's name in checkpoints: its key as JSON."""
+    return json.dumps(asdict(key))
 
 
 def _key(

@@ -19,8 +19,10 @@ from discojax.policies.decoder import DecoderConfig
 from discojax.policies.lora import LoraConfig
 from discojax.policies.sft import SftConfig
 from discojax.population.backend import choose_implementation
+from discojax.population.checkpoint import Checkpoints
 from discojax.population.mesh import make_mesh, own_part, rows_per_device
 from discojax.search import archive as archives
+from discojax.search import storage
 from discojax.search.archive import Archive
 from discojax.search.display import Bar, Display
 from discojax.search.instruments import Design, make_instruments
@@ -74,8 +76,11 @@ def open_run(config: Config, resume: bool) -> Archive:
     # waited for; a run that gave up may go on with another model, as every attempt says whose it is.
     asked = {"history": config.proposer.history, "path": config.proposer.path}
     identity = cache.content_hash(
-        {**asdict(config), "run": config.run.seed, "budget": None, "proposer": asked}
-    )
+        {
+            **{name: value for name, value in asdict(config).items() if name != "checkpoint"},
+            "run": config.run.seed, "budget": None, "proposer": asked,
+        }
+    )  # fmt: skip
     archive = archives.open_archive(folder / "archive.sqlite", identity)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if resume:
@@ -141,7 +146,11 @@ def build_laboratory(
         archive,
         config.population.learning_rate,
         log,
-    )
+        Checkpoints(
+            storage.checkpoints(config.run.path, config.run.remote),
+            interval=config.checkpoint.interval, keep=config.checkpoint.keep, say=screen.say,
+        ),
+    )  # fmt: skip
 
 
 def build_tasks(

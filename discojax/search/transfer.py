@@ -169,6 +169,7 @@ def _stage(
         chosen = tune(config, laboratory, contenders, trial.task, screen, _tuning(trial.rung))
         contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
     measured = measure(laboratory, contenders, trial, screen, f"transfer: {name}")
+    laboratory.close()
     everyone = [*(c.name for c in found.finalists), *baselines]
 
     def judge(stage: str, what: str, measured: Measured) -> Stage:
