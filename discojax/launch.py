@@ -155,15 +155,9 @@ def plan(config: Config, options: argparse.Namespace) -> int:
     """Compiles a config's step for a TPU slice that is not there: 0 if it fits, 1 if not."""
     _configure_backend()
     os.environ["JAX_PLATFORMS"] = "cpu"  # a TPU that is there may be busy, and is not needed
-    from discojax.report import plan as report
-    from discojax.search import planning
+    from discojax.report.plan import answer
 
-    asked = planning.asked(options.topology, options.mfu)
-    found = planning.plan_run(
-        config, *asked, most=not options.quick, report=lambda doing: print(f"{doing} ...", file=sys.stderr)
-    )
-    print(report.as_json(found)) if options.json else report.show(found)
-    return 0 if found.fits else 1
+    return answer(config, options.topology, options.mfu, quick=options.quick, json=options.json)
 
 
 def export(config: Config, options: argparse.Namespace) -> int:

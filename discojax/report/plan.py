@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator
+from json import dumps
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from discojax.config import Config
 from discojax.population.memory import Usage, written
 from discojax.population.plan import Plan
 from discojax.population.topology import PRICES_OF
+from discojax.search import planning
 
-__all__ = ["as_json", "show"]
+__all__ = ["answer", "as_json", "show"]
+
+
+def answer(config: Config, topology: str | None, mfu: str | None, *, quick: bool, json: bool) -> int:
+    """Plans a config's run, prints the plan; its progress goes to the standard error.
+
+    Args:
+      config: of the run.
+      topology, mfu: as they were typed; see `search.planning.asked`.
+      quick: not to look for the most lanes that fit.
+      json: to print JSON.
+
+    Returns:
+      The exit code: 0 if it fits, 1 if not.
+    """
+    found = planning.plan_run(
+        config,
+        *planning.asked(topology, mfu),
+        most=not quick,
+        report=lambda doing: print(f"{doing} ...", file=sys.stderr, flush=True),
+    )
+    print(as_json(found)) if json else show(found)
+    return 0 if found.fits else 1
 
 
 def show(plan: Plan, *, console: Console | None = None) -> None:
@@ -167,4 +192,4 @@ def as_json(plan: Plan) -> str:
         "most": None if most is None else {"lanes": most.lanes, "bytes_a_chip": usage(most.usage)},
         "suggestion": {**suggestion._asdict(), "usage": usage(suggestion.usage)},
     }
-    return json.dumps(said, indent=2)
+    return dumps(said, indent=2)

@@ -15,7 +15,7 @@ from discojax.population.memory import Usage
 from discojax.population.mesh import make_mesh
 from discojax.population.plan import Time, suggest_mesh
 from discojax.population.step import StepConfig
-from discojax.population.topology import find_topology
+from discojax.population.topology import CHIPS, Topology, find_topology
 from discojax.population.work import Work
 
 TINY = Work(
@@ -135,6 +135,22 @@ def test_the_most_lanes_that_fit_are_found_with_a_real_compiler():
     most = plans._most(programs, TINY.data, limit, Usage(needed[4], 0, 0, 0), told.append)
     assert most.lanes == 9 and most.usage.total == needed[9] <= limit
     assert told[-1] == "compiling 9 lanes, the most that should fit"
+
+
+def test_a_plan_says_what_the_compiled_program_takes(monkeypatch):
+    """The whole of it, for a chip that is this machine's processor with a little memory."""
+    monkeypatch.setattr(plans, "compile_devices", lambda topology: jax.devices()[:1])
+    chip = replace(CHIPS[1], memory=2**20)
+    found = plans.plan(TINY, Topology(chip, (1, 1)), (0, 1, 1), mfu=0.5, most=False)
+    assert not found.fits and found.usage.total > 2**20 and found.mesh == {"lane": 1, "data": 1, "model": 1}
+    assert replace(found, topology=Topology(CHIPS[1], (1, 1))).fits
+    state = 3 * 4 * TINY.trained * TINY.lanes
+    assert state < found.usage.arguments < 1.2 * state
+    assert found.traffic == () and found.most is None and "no mesh of this slice" in found.suggestion.reason
+    assert found.flops == 4 * TINY.flops()
+    assert found.time.compute == found.flops / (0.5 * 197e12) and found.time.network == 0
+    assert found.time.memory > state / chip.bandwidth
+    assert found.dollars == pytest.approx(1e6 / 4 * found.time.step / 3600 * 1.20)
 
 
 def test_a_step_takes_as_long_as_what_takes_longest():

@@ -94,13 +94,3 @@ def test_gemma_7b_with_8_lanes_fits_a_v5p_128_divided_over_model(plan):
     # The base is gathered at least forwards, once more where activations are computed again, and backwards.
     assert sum(each["bytes"] for each in found["collectives"]) > 2 * 2 * 8_537_680_896
     assert found["suggestion"]["mesh"] == {"lane": 8, "data": 8, "model": 1}
-
-
-def test_what_does_not_fit_is_said_to_and_what_would_is_named(plan):
-    """Sixteen-gigabyte chips, and a base that is not divided."""
-    undivided = [word for word in GEMMA if "mesh" not in word]
-    found = plan("v5e:2x2", "population.lanes=4", *undivided)
-    assert not found["fits"] and found["bytes_a_chip"] is None
-    assert (
-        found["suggestion"]["mesh"]["model"] > 1 and "more than half of it" in found["suggestion"]["reason"]
-    )
