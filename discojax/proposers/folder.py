@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from discojax.errors import UserError
+from discojax.proposers.replay import Replay
 from discojax.proposers.replies import identifier
-from discojax.proposers.types import Proposal, Scored
+from discojax.proposers.types import Proposal
 
-__all__ = ["Folder", "read_folder"]
+__all__ = ["read_folder"]
 
 _LONGEST = 100_000  # characters; the gate takes 4 kB, and says so of what is longer
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Proposes given files, each once.
-
-    Attributes:
-      proposals: one for each file.
-    """
-
-    proposals: tuple[Proposal, ...] = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        """What archives and reports call it."""
-        return "file"
-
-    def propose(self, history: Sequence[Scored], count: int, seed: int) -> list[Proposal]:
-        """The next `count` that the history does not have; it knows them by name."""
-        seen = {past.name for past in history}
-        return [proposal for proposal in self.proposals if proposal.name not in seen][:count]
-
-
-def read_folder(path: str | Path) -> Folder:
-    """The files of a folder, read now: changing one later changes nothing.
+def read_folder(path: str | Path) -> Replay:
+    """Proposes the files of a folder, each once. They are read now: changing one later changes nothing.
 
     Raises:
       UserError: if there is no such folder, no `.py` file in it, or one that cannot be read.
@@ -62,4 +40,4 @@ def read_folder(path: str | Path) -> Folder:
             name += "_"
         names.add(name)
         proposals.append(Proposal(name, source, "file", (), f"From the file {file.name}."))
-    return Folder(tuple(proposals))
+    return Replay(tuple(proposals), "file")

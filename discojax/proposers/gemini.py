@@ -100,9 +100,6 @@ class Gemini(SdkClient):
                 self._clients = {key: self._genai.Client(api_key=key, vertexai=False, http_options=options)}
             return self._clients[key]
 
-    def _used(self, request: Request) -> set[str]:
-        return used_features(request)
-
     def _send(self, request: Request, ways: Mapping[str, str]) -> Reply:
         types = self._genai.types
         schema: dict[str, Any] = {}
@@ -159,18 +156,6 @@ def _transport_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Excepti
     names = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
     found = [load(name, "gemini") for name in names]
     return tuple(m.TimeoutException for m in found), tuple(m.HTTPError for m in found)
-
-
-def used_features(request: Request) -> set[str]:
-    """The features of `FEATURES` that a request has."""
-    given = {
-        "n": request.candidates > 1,
-        "schema": request.schema is not None,
-        "system": bool(request.system),
-        "seed": request.seed is not None,
-        "temperature": request.temperature is not None,
-    }
-    return {name for name, there in given.items() if there}
 
 
 def contents(request: Request, ways: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from discojax.errors import UserError
 from discojax.proposers import faults
 from discojax.proposers.client import ClientError, Reply, Request
 from discojax.proposers.dialect import Feature
-from discojax.proposers.gemini import FEATURES, KEY_NAMES, contents, openapi, read_reply, used_features
+from discojax.proposers.gemini import FEATURES, KEY_NAMES, contents, openapi, read_reply
 from discojax.proposers.sdk import SdkClient, load
 
 __all__ = ["GeminiLegacy"]
@@ -74,9 +74,6 @@ class GeminiLegacy(SdkClient):
             )
             made = load("google.generativeai.client", "gemini-legacy")
             return getattr(made, f"get_default_{kind}_client")()
-
-    def _used(self, request: Request) -> set[str]:
-        return used_features(request) & set(self.features)
 
     def _send(self, request: Request, ways: Mapping[str, str]) -> Reply:
         config: dict[str, Any] = {

@@ -8,16 +8,21 @@ for. So a run that is resumed asks the same, is answered from the ledger, and pr
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from discojax import candidates
 from discojax.config import Budget, Proposer
 from discojax.errors import UserError
 from discojax.proposers import bandit, budget, parents, prompt, replies, selection
+from discojax.proposers.budget import Spent
 from discojax.proposers.client import Client, ClientError, Request, Turn, request_hash
 from discojax.proposers.replies import Draft, Untidy
+from discojax.proposers.retry import together
 from discojax.proposers.types import Exchange, Interruptible, Ledger, Proposal, Purpose, Scored, Status
 
 __all__ = ["LanguageModel"]
@@ -38,10 +43,14 @@ class _Session:
     Attributes:
       failures: requests in a row that gave no candidate.
       why: why nothing was proposed, if so.
+      under_way: the most that requests under way may cost.
+      turn: for whoever reads or changes `under_way`.
     """
 
     failures: int = 0
     why: str = ""
+    under_way: list[Spent] = field(default_factory=list)
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,9 @@ class LanguageModel:
     def propose(self, history: Sequence[Scored], count: int, seed: int) -> list[Proposal]:
         """Candidates that the models wrote, as many requests as it takes; fewer if the budget ends.
 
-        A request that gave no candidate is a proposal too, `unanswered`.
+        A request that gave no candidate is a proposal too, `unanswered`. Up to `settings.concurrency`
+        requests are under way at once, each told what was there before them all; what is proposed, and in
+        which order, does not depend on which is answered first.
 
         Raises:
           ClientError: if no request has a chance, as with a wrong key.
@@ -88,18 +99,33 @@ class LanguageModel:
         proposals: list[Proposal] = []
         self.session.why = ""
         while len(proposals) < count:
-            wanted = min(self.settings.candidates, count - len(proposals))
-            try:
-                made = self._round(past, wanted, rng, taken)
-            except _BudgetEndError as end:
-                self.session.why = str(end)
+            shares = self._shares(count - len(proposals))
+            rngs = [random.Random(rng.getrandbits(64)) for _ in shares] if len(shares) > 1 else [rng]
+            told, names = tuple(past), frozenset(taken)
+            rounds = [
+                functools.partial(self._round, told, share, own, names)
+                for share, own in zip(shares, rngs, strict=True)
+            ]
+            for one in together(rounds):
+                try:
+                    made = [replace(p, name=_unique(p.name, taken)) for p in one.result()]
+                except _BudgetEndError as end:
+                    self.session.why = str(end)
+                    continue
+                self._count(made)
+                proposals += made
+                taken.update(p.name for p in made)
+                if self.settings.history:
+                    past += [_as_past(p) for p in made]
+            if self.session.why:
                 break
-            self._count(made)
-            proposals += made
-            taken.update(one.name for one in made)
-            if self.settings.history:
-                past += [_as_past(one) for one in made]
         return proposals
+
+    def _shares(self, wanted: int) -> list[int]:
+        """The candidates of each of the requests that go out together."""
+        most = self.settings.candidates
+        shares = [min(most, wanted - asked) for asked in range(0, wanted, most)]
+        return shares[: self.settings.concurrency]
 
     def stop(self) -> None:
         """From another thread: no client waits any longer, and what is still to be asked is an error."""
@@ -255,33 +281,50 @@ class _Conversation:
         key = request_hash(self.client, request)
         exchange = ledger.get(key)
         if exchange is None:
-            self._within_budget(request)
-            reply = self.client.generate(request)
-            given = budget.Price(*settings.price) if settings.price else None
-            price = given or budget.price_of(reply.model_version, self.client.model)
-            tokens = reply.tokens_in, reply.tokens_out, reply.tokens_cached
-            cost = None if price is None else price.cost(*tokens)
-            exchange = Exchange(
-                self.client.name, self.client.model, purpose, prompt.version(), request, reply, cost
-            )
-            ledger.put(key, exchange)
+            with self._within_budget(request):
+                reply = self.client.generate(request)
+                given = budget.Price(*settings.price) if settings.price else None
+                price = given or budget.price_of(reply.model_version, self.client.model)
+                tokens = reply.tokens_in, reply.tokens_out, reply.tokens_cached
+                cost = None if price is None else price.cost(*tokens)
+                exchange = Exchange(
+                    self.client.name, self.client.model, purpose, prompt.version(), request, reply, cost
+                )
+                ledger.put(key, exchange)
         self.exchanges.append(exchange)
         return exchange
 
-    def _within_budget(self, request: Request) -> None:
-        limits, settings = self.proposer.budget, self.proposer.settings
-        spent = self.proposer.ledger.spent()
-        if reason := budget.used_up(limits, spent):
-            raise _BudgetEndError(reason)
+    @contextmanager
+    def _within_budget(self, request: Request) -> Iterator[None]:
+        """While a request is under way the others count what it may cost at most."""
+        limits, settings, session = self.proposer.budget, self.proposer.settings, self.proposer.session
         tokens_in = int(_IN_MARGIN * prompt.tokens_of(request.system, *(t.text for t in request.turns)))
         tokens_out = request.max_output_tokens or _MOST_TOKENS
         price = budget.Price(*settings.price) if settings.price else budget.price_of(self.client.model)
-        if not budget.affords(limits, spent, tokens_in, tokens_out, price):
-            cost = "" if price is None else f", ${price.cost(tokens_in, tokens_out):.3g}"
-            raise _BudgetEndError(
-                f"the rest of the budget does not cover one more request of up to "
-                f"{tokens_in + tokens_out:,} tokens{cost}"
-            )
+        most = Spent(0.0 if price is None else price.cost(tokens_in, tokens_out), 0, tokens_in, tokens_out)
+        with session.turn:
+            spent = self.proposer.ledger.spent()
+            if reason := budget.used_up(limits, spent):
+                raise _BudgetEndError(reason)
+            for other in session.under_way:
+                spent = replace(
+                    spent,
+                    dollars=spent.dollars + other.dollars,
+                    tokens_in=spent.tokens_in + other.tokens_in,
+                    tokens_out=spent.tokens_out + other.tokens_out,
+                )
+            if not budget.affords(limits, spent, tokens_in, tokens_out, price):
+                cost = "" if price is None else f", ${most.dollars:.3g}"
+                raise _BudgetEndError(
+                    f"the rest of the budget does not cover one more request of up to "
+                    f"{tokens_in + tokens_out:,} tokens{cost}"
+                )
+            session.under_way.append(most)
+        try:
+            yield
+        finally:
+            with session.turn:
+                session.under_way.remove(most)
 
     def paid_for(self, proposal: Proposal) -> Proposal:
         """With what the exchanges say and cost, together."""

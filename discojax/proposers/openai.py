@@ -83,17 +83,6 @@ class OpenAI(SdkClient):
                 self._clients = {key: self._openai.OpenAI(api_key=key, base_url=self.base_url, max_retries=0)}
             return self._clients[key]
 
-    def _used(self, request: Request) -> set[str]:
-        given = {
-            "n": request.candidates > 1,
-            "schema": request.schema is not None,
-            "system": bool(request.system),
-            "seed": request.seed is not None,
-            "temperature": request.temperature is not None,
-            "limit": request.max_output_tokens is not None,
-        }
-        return {name for name, there in given.items() if there}
-
     def _send(self, request: Request, ways: Mapping[str, str]) -> Reply:
         given: dict[str, Any] = {
             ways["limit"]: request.max_output_tokens,

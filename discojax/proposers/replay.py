@@ -61,18 +61,15 @@ def _key(line: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Replay:
-    """Proposes what was proposed before, in that order, each once. `propose` needs no network.
+    """Proposes what is known beforehand, in that order, each once. `propose` needs no network.
 
     Attributes:
-      proposals: as recorded.
+      proposals: as recorded, or given.
+      name: what archives and reports call it.
     """
 
     proposals: tuple[Proposal, ...] = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        """What archives and reports call it."""
-        return "replay"
+    name: str = "replay"
 
     def propose(self, history: Sequence[Scored], count: int, seed: int) -> list[Proposal]:
         """The next `count` that the history does not have; it knows them by name."""

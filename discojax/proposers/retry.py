@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from discojax.proposers.client import Client, ClientError, Reply, Request
 
-__all__ = ["Patience", "Retrying", "within"]
+__all__ = ["Patience", "Retrying", "together", "within"]
 
 T = TypeVar("T")
 
@@ -186,3 +187,30 @@ def within(seconds: float, call: Callable[[], T], too_late: Callable[[], ClientE
     if good:
         return value
     raise value
+
+
+def together(calls: Sequence[Callable[[], T]]) -> list[Future[T]]:
+    """What the calls gave or raised, once all have ended; several are made at once.
+
+    Their threads are none that the end of the program waits for, as an executor's would be.
+    """
+    futures: list[Future[T]] = [Future() for _ in calls]
+
+    def run(call: Callable[[], T], future: Future[T]) -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    if len(calls) == 1:
+        run(calls[0], futures[0])
+        return futures
+    threads = [
+        threading.Thread(target=run, args=pair, daemon=True, name="discojax-round")
+        for pair in zip(calls, futures, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return futures

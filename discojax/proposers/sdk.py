@@ -135,7 +135,7 @@ class SdkClient(abc.ABC):
         Raises:
           ClientError: if no answer came.
         """
-        used = set(self._used(request))
+        used = self._used(request)
         try:
             replies = [self._dialect.attempt(used, functools.partial(self._one, request))]
         except ClientError as error:
@@ -143,6 +143,18 @@ class SdkClient(abc.ABC):
         else:
             return _tidied(_merged(self._completed(request, replies, used)))
         raise self._with_models(failure) if failure.status == 404 else failure
+
+    def _used(self, request: Request) -> set[str]:
+        """The features that a request has, of those that this kind of server may refuse."""
+        given = {
+            "n": request.candidates > 1,
+            "schema": request.schema is not None,
+            "system": bool(request.system),
+            "seed": request.seed is not None,
+            "temperature": request.temperature is not None,
+            "limit": request.max_output_tokens is not None,
+        }
+        return {name for name in self.features if given[name]}
 
     def _completed(self, request: Request, replies: list[Reply], used: set[str]) -> list[Reply]:
         """The first reply, and further ones for the candidates it has not given."""
@@ -207,10 +219,6 @@ class SdkClient(abc.ABC):
 
     def _key(self) -> str:
         return keys.read(self.key_names, self.name)
-
-    @abc.abstractmethod
-    def _used(self, request: Request) -> set[str]:
-        """The features that a request has."""
 
     @abc.abstractmethod
     def _send(self, request: Request, ways: Mapping[str, str]) -> Reply:

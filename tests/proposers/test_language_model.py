@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import threading
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from bodies import losses
 from clients import CANARY, KEY_NAMES, KINDS
 
 from discojax import objectives
@@ -122,6 +126,36 @@ def test_what_a_model_writes_is_proposed_with_where_it_comes_from(server, kind):
     assert sum(p.tokens_out or 0 for p in made) == spent.tokens_out > 0
     assert sum(p.cost or 0 for p in made) == pytest.approx(spent.dollars) and spent.dollars > 0
     assert CANARY not in repr(ledger.kept) + repr(made)
+
+
+def test_several_requests_are_under_way_and_the_order_of_answers_changes_nothing(server):
+    together = threading.Barrier(3)
+
+    def at_once(body: dict[str, Any], number: int) -> str:
+        if len(body["contents"]) == 1:  # no repair
+            together.wait(timeout=100)  # for the others: one after the other they would never come
+        return losses(body, number)
+
+    server.state.answer = at_once
+    ledger = Memory()
+    several = ("proposer.candidates=2", "proposer.concurrency=3")
+    made = asked(server, "gemini", *several, ledger=ledger).propose(past(), 6, seed=1)
+    assert len(made) == 6 == len({p.name for p in made}) and len({p.request for p in made}) == 3
+    sent = len(server.state.generations)
+
+    server.state.answer = lambda body, number: time.sleep(0.1 * random.random()) or losses(body, number)
+    for _ in range(2):
+        again = asked(server, "gemini", *several).propose(past(), 6, seed=1)
+        assert again == made
+    server.state.exchanges.clear()
+    assert asked(server, "gemini", *several, ledger=ledger).propose(past(), 6, seed=1) == made
+    assert not server.state.generations and sent >= 3, "what the ledger has is not asked again"
+
+    # Together they stay within what is left, each counting what the others may cost.
+    limits = ("budget.tokens=20000", "proposer.output_tokens=4096", "proposer.candidates=1")
+    model = asked(server, "gemini", *limits, "proposer.concurrency=4")
+    model.propose(past(), 500, seed=1)
+    assert 0 < model.ledger.spent().tokens <= 20_000 and "budget" in model.why
 
 
 def test_the_server_is_sent_the_prompt_and_a_schema(server):

@@ -49,7 +49,8 @@ def logged(tmp_path_factory):
             return dataclasses.replace(made, log=log)
 
         patch.setattr(discover, "build_laboratory", build)
-        extras = [f"run.{name}={value}" for name, value in EXTRAS.items() if importlib.util.find_spec(name)]
+        there = [name for name, package in logs._EXTRAS.items() if importlib.util.find_spec(package)]
+        extras = [f"run.{name}={EXTRAS[name]}" for name in there]
         discover.run(run_of(folder, "proposer.base_url=http://me:secret@127.0.0.1:1/v1", *extras))
     return folder / "toy"
 
