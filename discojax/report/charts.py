@@ -63,7 +63,6 @@ def chart(description: str, **rest: Any) -> Chart:
             },
             "legend": {
                 "orient": "bottom",
-                "columns": {"expr": "width < 480 ? 1 : width < 800 ? 2 : 3"},
                 "labelColor": INK,
                 "titleColor": INK,
                 "labelFontSize": 11,

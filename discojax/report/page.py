@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import gc
 import gzip
 import hashlib
 import importlib.resources
@@ -47,11 +48,23 @@ def write(config: Config, *, say: Callable[[str], None] = lambda text: None) -> 
     folder = config.run.path
     ready = threading.Thread(target=_warm, daemon=True)  # compilers leave this thread the interpreter
     ready.start()
-    run = gather(folder, config)
-    html = render(run, wait=ready.join)
+    with _uncollected():
+        html = render(gather(folder, config), wait=ready.join)
     cache.write_bytes(folder / FILE, html.encode())
     say(f"report: {folder / FILE}")
     return folder / FILE
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would go through a thousand programs again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def watch(config: Config, say: Callable[[str], None]) -> Path:

@@ -1,5 +1,6 @@
 """The report in a real browser: headless Chromium opens the file as a reader would, with no network."""
 
+import functools
 import shutil
 
 import pytest
@@ -56,8 +57,14 @@ def opened(browser, report):
 
 
 @pytest.fixture(scope="module")
-def desk(opened):
-    return opened()
+def seen(opened):
+    """The same, once for each width and scheme: for tests that only look."""
+    return functools.cache(opened)
+
+
+@pytest.fixture
+def desk(seen):
+    return seen(1280, "light")
 
 
 def names(tab, table):
@@ -75,8 +82,8 @@ def column(tab, number):
 @pytest.mark.parametrize(
     ("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 )
-def test_nothing_is_complained_of_and_nothing_is_cut(opened, width, scheme):
-    tab = opened(width, scheme)
+def test_nothing_is_complained_of_and_nothing_is_cut(seen, width, scheme):
+    tab = seen(width, scheme)
     assert tab.complaints == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -93,14 +100,13 @@ def test_every_plot_has_marks_and_named_axes(desk, plot):
     assert len(titles) >= 2 and all(title.strip() for title in titles)
 
 
-def test_colours_are_those_of_the_scheme(opened):
+def test_colours_are_those_of_the_scheme(seen):
     """They are variables of the style sheet, which the drawings must have understood."""
-    seen = {}
+    strokes = {}
     for scheme in ("light", "dark"):
-        tab = opened(scheme=scheme)
-        line = tab.locator("#loss g.mark-line.role-mark path").first
-        seen[scheme] = line.evaluate("line => getComputedStyle(line).stroke")
-    assert seen["light"].startswith("rgb") and seen["light"] != seen["dark"]
+        line = seen(1280, scheme).locator("#loss g.mark-line.role-mark path").first
+        strokes[scheme] = line.evaluate("line => getComputedStyle(line).stroke")
+    assert strokes["light"].startswith("rgb") and strokes["light"] != strokes["dark"]
 
 
 def test_a_table_is_sorted_by_its_headings(opened):

@@ -21,31 +21,12 @@
   const options = { renderer: "svg", actions: false, tooltip: { theme: "none" } };
   const views = {};
   const draw = async (element, spec) => {
+    spec.config.legend.columns = Math.max(1, Math.floor(element.clientWidth / 270));
     const { view } = await vegaEmbed(element, spec, options);
     const svg = element.querySelector("svg");
     if (svg) { svg.setAttribute("role", "img"); svg.setAttribute("aria-label", spec.description); }
     return view;
   };
-  for (const [id, spec] of Object.entries(data.charts)) {
-    const element = byId(id);
-    if (element) views[id] = await draw(element, spec);
-  }
-  const beta = byId("beta");
-  if (beta) {
-    const show = () => {
-      saved.beta = beta.value; save();
-      for (const id of ["loss", "slope"]) if (views[id]) views[id].signal("beta", Number(beta.value)).runAsync();
-    };
-    if (saved.beta && all("option", beta).some((o) => o.value === saved.beta)) { beta.value = saved.beta; show(); }
-    beta.addEventListener("change", show);
-  }
-  for (const id of ["proposals", "lineage"]) {
-    if (views[id]) views[id].addEventListener("click", (event, item) => {
-      const place = item && item.datum && data.cards.findIndex((card) => card.name === item.datum.name);
-      if (place >= 0 && item.datum.name !== undefined) reveal(place);
-    });
-  }
-
   // ---- cards
   const MATH = "http://www.w3.org/1998/Math/MathML";
   const formula = (lines) => {
@@ -53,6 +34,21 @@
     const rows = lines.map(([left, right]) => `<mtr>${sides(left)}<mtd><mo>=</mo></mtd>${sides(right)}</mtr>`).join("");
     const parsed = new DOMParser().parseFromString(`<math xmlns="${MATH}" display="block"><mtable displaystyle="true">${rows}</mtable></math>`, "application/xml");
     return document.importNode(parsed.documentElement, true);
+  };
+  // The vertical range where training spends its time: a loss that explodes far out is cut.
+  const spanOf = (own, other) => {
+    const range = (values) => {
+      const reach = data.margins[data.margins.length - 1];
+      const inner = (values || []).filter((y, i) => y !== null && Math.abs(data.margins[i]) <= 0.6 * reach);
+      return inner.length ? [Math.min(...inner), Math.max(...inner)] : [-1, 1];
+    };
+    let [low, high] = range(own);
+    if (other) {
+      const [a, b] = range(other);
+      if (b - a < 20 * (high - low) && high - low < 20 * (b - a)) [low, high] = [Math.min(low, a), Math.max(high, b)];
+    }
+    const room = 0.08 * (high - low) || 0.5;
+    return [low - room, high + room];
   };
   const curveOf = (place, what) => {
     const spec = structuredClone(data.charts[what] || data.charts.loss);
@@ -65,7 +61,7 @@
     if (base && base.name !== card.name) { add(base.name, base[what]); names.push(base.name); }
     const top = spec.layer[spec.layer.length - 1];
     top.data = { values: lines };
-    top.layer[0].encoding.y.scale = { zero: false };
+    top.layer[0].encoding.y.scale = { zero: false, domain: spanOf(card[what], base && base[what]), nice: false };
     top.layer[0].encoding.color.legend = null;
     top.layer[0].encoding.color.scale = { domain: names, range: names.map((name) => (name === data.baseline ? "var(--soft)" : "var(--accent)")) };
     if (spec.layer.length > 1) spec.layer[0].data = { values: data.density };
@@ -109,7 +105,6 @@
     }
     if (card.hash) part(right, "Hash", make("p", card.hash.slice(0, 16)));
   };
-  for (const element of all(".card")) await fill(element, Number(element.dataset.card));
 
   const table = byId("all");
   const buttonOf = (place) => table && table.querySelector(`button.open[data-card="${place}"]`);
@@ -202,6 +197,30 @@
     if (saved[`sort ${sorted.id}`]) sort(sorted, ...saved[`sort ${sorted.id}`]);
     filter();
   }
+  // ---- what takes longer, one after the other, while the page is already of use
+  const breath = () => new Promise((go) => setTimeout(go));
+  for (const element of all(".card")) await fill(element, Number(element.dataset.card));
+  for (const [id, spec] of Object.entries(data.charts)) {
+    const element = byId(id);
+    if (element) views[id] = await draw(element, structuredClone(spec));
+    await breath();
+  }
+  const beta = byId("beta");
+  if (beta) {
+    const show = () => {
+      saved.beta = beta.value; save();
+      for (const id of ["loss", "slope"]) if (views[id]) views[id].signal("beta", Number(beta.value)).runAsync();
+    };
+    if (saved.beta && all("option", beta).some((o) => o.value === saved.beta)) { beta.value = saved.beta; show(); }
+    beta.addEventListener("change", show);
+  }
+  for (const id of ["proposals", "lineage"]) {
+    if (views[id]) views[id].addEventListener("click", (event, item) => {
+      const place = item && item.datum && data.cards.findIndex((card) => card.name === item.datum.name);
+      if (place >= 0 && item.datum.name !== undefined) reveal(place);
+    });
+  }
+
   if (table) for (const name of [...(saved.open || [])]) {
     const place = data.cards.findIndex((card) => card.name === name);
     if (place >= 0) await toggle(buttonOf(place), true);
