@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from discojax.command_line import PROGRAM
 from discojax.report.boards import Board
 from discojax.report.gather import Run
 
@@ -43,7 +42,7 @@ def _state(run: Run) -> str:
         return "finished" + (f", after {_times(run.resumed)} being resumed" if run.resumed else "")
     if run.state == "running":
         return "running: this page is as of when it was written"
-    return f"stopped before its end; `{PROGRAM} discover --resume {run.folder}` goes on with it"
+    return f"stopped before its end; `python -m discojax.launch discover --resume {run.folder}` goes on with it"
 
 
 def _times(count: int) -> str:
