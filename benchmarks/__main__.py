@@ -1,6 +1,6 @@
 """The population engine's benchmarks: one command, one table.
 
-    python -m benchmarks [--only steps,swap,sampling,head,utilisation,growth] [--quick] [--save FILE.md]
+    python -m benchmarks [--only steps,swap,...] [--quick] [--save FILE.md]
 
 Ratios are of both sides in one run, taking turns; above 1 is better than the peer. PyTorch's side
 runs in this Python if it has torch and trl (`pip install -e '.[torch]'`), or in the one that
@@ -19,7 +19,7 @@ from pathlib import Path
 from discojax.errors import UserError, nearest
 from discojax.population.backend import configure_backend
 
-PARTS = ("steps", "swap", "sampling", "head", "utilisation", "growth")
+PARTS = ("steps", "swap", "sampling", "head", "utilisation", "growth", "checkpoint")
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks import head, sampling, steps, swap, utilisation
+    from benchmarks import checkpoint, head, sampling, steps, swap, utilisation
     from benchmarks.measuring import Row
     from benchmarks.peers import open_peer
 
@@ -54,6 +54,7 @@ def main() -> int:
             "head": lambda: head.rows(quick=quick),
             "utilisation": lambda: utilisation.rows(quick=quick),
             "growth": lambda: utilisation.growth(quick=quick),
+            "checkpoint": lambda: checkpoint.rows(quick=quick),
         }
         for name in PARTS:
             if name in wanted:
