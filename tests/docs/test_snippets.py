@@ -89,7 +89,7 @@ def test_every_command_is_one_that_there_is(
 def commands_of(page: Path) -> list[list[str]]:
     """Of its shell blocks, and those that a sentence names in passing."""
     text = page.read_text(encoding="utf-8")
-    told = [block.text for block in read_page(page) if block.language == "bash"]
+    told = [quiet(block) for block in read_page(page) if block.language == "bash"]
     return [words for each in (*told, *inline(text)) for words in commands(each)]
 
 
