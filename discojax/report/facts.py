@@ -42,7 +42,8 @@ def _state(run: Run) -> str:
         return "finished" + (f", after {_times(run.resumed)} being resumed" if run.resumed else "")
     if run.state == "running":
         return "running: this page is as of when it was written"
-    return f"stopped before its end; `python -m discojax.launch discover --resume {run.folder}` goes on with it"
+    command = f"python -m discojax.launch discover --resume {run.folder}"
+    return f"stopped before its end; `{command}` goes on with it"
 
 
 def _times(count: int) -> str:
