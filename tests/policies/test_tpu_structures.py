@@ -4,7 +4,7 @@ Weights are shapes. A step is forward, backward and AdamW over float32 masters, 
 with weights and moments divided over `model` (FSDP), 64 sequences a step.
 """
 
-import os
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +12,20 @@ import optax
 import pytest
 from flax import nnx
 
-from discojax.policies.architecture import DecoderConfig, Rope
 from discojax.policies.decoder import Decoder
 from discojax.policies.logprobs import completion_logps
+from discojax.policies.published import PUBLISHED
 from discojax.population.placement import shardings
+from discojax.population.topology import compile_devices, find_topology
 
 pytestmark = pytest.mark.tpu_compile
 
 LOOP = {"scan": True, "remat": "block", "attention": "xla"}  # as a TPU chooses, compiled on a CPU
-ROTARY = {**LOOP, "positions": "rotary", "max_length": 8192, "gated": True, "mlp_bias": False}
 STRUCTURES = {
-    "gpt2": DecoderConfig(
-        50257, layers=12, width=768, heads=12, max_length=1024, norm="layer", norm_eps=1e-5,
-        qkv_bias=True, attention_output_bias=True, **LOOP,
-    ),
-    "llama3-8b": DecoderConfig(
-        128256, layers=32, width=4096, heads=32, kv_heads=8, mlp_width=14336, rope=Rope(5e5),
-        norm_eps=1e-5, activation="silu", tied=False, **ROTARY,
-    ),
-    "gemma-7b": DecoderConfig(
-        256000, layers=28, width=3072, heads=16, head_dim=256, mlp_width=24576, unit_offset=True,
-        embedding_scale=3072**0.5, **ROTARY,
-    ),
-}  # fmt: skip
+    "gpt2": PUBLISHED["gpt2"],
+    "llama3-8b": PUBLISHED["meta-llama/Meta-Llama-3-8B"],
+    "gemma-7b": PUBLISHED["google/gemma-7b"],
+}
 PARAMETERS = {"gpt2": 124_439_808, "llama3-8b": 8_030_261_248, "gemma-7b": 8_537_680_896}
 SLICE, CHIPS, HBM = "v5e:4x4", 16, 15.75  # GiB of a chip that a program can have
 SEQUENCES, TIME, COMPLETION = 64, 1024, 512
@@ -44,16 +35,7 @@ SEQUENCES, TIME, COMPLETION = 64, 1024, 512
 def devices():
     """Those of a slice, compiled for without one."""
     pytest.importorskip("libtpu")
-    os.environ.update(
-        TPU_SKIP_MDS_QUERY="1",
-        TPU_ACCELERATOR_TYPE="v5litepod-16",
-        TPU_WORKER_HOSTNAMES="localhost",
-        TPU_WORKER_ID="0",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # there is no chip that two processes could both want
-    )
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(platform="tpu", topology_name=SLICE).devices
+    return compile_devices(find_topology(SLICE))
 
 
 @pytest.mark.timeout(3600)
@@ -61,7 +43,7 @@ def devices():
 def test_a_training_step_fits_a_slice(structure, devices):
     kind = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((CHIPS,), ("model",), axis_types=kind, devices=devices)
-    config = STRUCTURES[structure]
+    config = replace(STRUCTURES[structure], **LOOP)
     graph, weights = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     assert sum(leaf.size for leaf in jax.tree.leaves(weights)) == PARAMETERS[structure]
     optimizer = optax.adamw(1e-6)
