@@ -36,7 +36,6 @@ from discojax.errors import UserError
 __all__ = ["HostError", "all_see", "alone", "begin", "finish", "follow", "give", "given", "guarded", "tell"]
 
 _BEAT, _SILENCE, _GRACE = 1.0, 30.0, 5.0  # seconds
-_KEPT = 100  # messages not deleted yet: nobody lags so many behind
 _BLOCK = 1 << 24  # words given at a time
 _ENDED, _STOP, _AT_ONCE, _CODE = "discojax/end", "stop", "at once", 2
 
@@ -60,7 +59,7 @@ class _Job:
     client: Any
     process: int
     processes: int
-    told: int = 0
+    told: int = 0  # messages sent, or heard
     given: dict[str, Any] = field(default_factory=dict)
     lost: str = ""
     stopping: bool = False
@@ -160,8 +159,6 @@ def finish(code: int) -> None:
 
 def _send(job: _Job, message: Any) -> None:
     job.client.key_value_set_bytes(_key(job.told), zlib.compress(pickle.dumps(message), 1))
-    if job.told >= _KEPT:
-        job.client.key_value_delete(_key(job.told - _KEPT))
     job.told += 1
 
 
@@ -175,7 +172,7 @@ def _dismiss(job: _Job, code: int, *, at_once: bool) -> None:
 def _listen(job: _Job) -> None:
     """In a thread of the leader: hears whether all are alive, and what they say."""
     heard = {other: ("", time.monotonic()) for other in range(1, job.processes)}
-    asked = False
+    asked, deleted = False, 0
     while not job.lost and not job.ended.wait(_BEAT):
         with contextlib.suppress(Exception):
             for key, value in job.client.key_value_dir_get("discojax/failed/"):
@@ -187,6 +184,10 @@ def _listen(job: _Job) -> None:
                 if value.endswith(_STOP) and not asked:
                     asked = True
                     os.kill(os.getpid(), signal.SIGTERM)  # as if it had come here
+            known = min(int((value or "0 0").split()[1]) for value, _ in heard.values())
+            for number in range(deleted, known):  # everyone has heard it
+                job.client.key_value_delete(_key(number))
+            deleted = max(deleted, known)
         silent = [other for other, (_, at) in heard.items() if time.monotonic() - at > _SILENCE]
         if silent and not job.lost:
             job.lost = (
@@ -215,6 +216,7 @@ def follow(act: Callable[[Any], None]) -> int:
     try:
         for number in itertools.count():
             message = _receive(job, number)
+            job.told = number + 1
             if isinstance(message, _End):
                 break
             if isinstance(message, _Gift):
@@ -277,7 +279,7 @@ def _show(job: _Job) -> None:
     """In a thread of a follower: shows that it is alive, and ends it when the leader has ended."""
     for beat in itertools.count():
         try:
-            state = f"{beat} {_STOP if job.stopping else ''}".strip()
+            state = f"{beat} {job.told} {_STOP if job.stopping else ''}".strip()
             job.client.key_value_set(f"discojax/pulse/{job.process}", state, allow_overwrite=True)
             ended = _look_up(job, _ENDED)
         except Exception:

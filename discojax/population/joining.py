@@ -16,7 +16,7 @@ from discojax.errors import UserError
 __all__ = ["join"]
 
 _SIGNS = (
-    "JAX_COORDINATOR_ADDRESS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_SERVICE_HOST",
+    "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX",
     "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "MEGASCALE_COORDINATOR_ADDRESS",
 )  # fmt: skip
 _PATIENCE, _GOODBYE = 300, 30  # seconds that hosts may start apart, and end
@@ -91,6 +91,8 @@ def _detected() -> int:
     from jax._src.clusters import ClusterEnv
 
     kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
+    if "JOB_COMPLETION_INDEX" not in os.environ:  # a pod of Kubernetes that is no part of an indexed job
+        kinds = [kind for kind in kinds if kind.__name__ != "K8sCluster"]
     try:
         present = next((kind for kind in kinds if kind.is_env_present()), None)
         return 1 if present is None else int(present.get_process_count())

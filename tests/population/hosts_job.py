@@ -1,0 +1,121 @@
+"""One process of a job on this machine, which does what a scenario says.
+
+python hosts_job.py SCENARIO --coordinator HOST:PORT --processes N --process I
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+SCENARIO, (COORDINATOR, PROCESSES, PROCESS) = sys.argv[1], sys.argv[3::2]
+
+
+def act(message: Any) -> None:
+    """The follower's side: works, fails, dies or hangs."""
+    from discojax.errors import UserError
+    from discojax.population import hosts
+
+    match message:
+        case ("share", name):
+            devices_work(hosts.given(name))
+        case ("fail",):
+            raise UserError("its disk is full.")
+        case ("die",):
+            os.kill(os.getpid(), signal.SIGKILL)
+        case ("hang",):
+            time.sleep(600)
+        case ("ask to stop",):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def devices_work(tree: Any) -> None:
+    """Puts arrays over the devices of all processes, and has them whole again in each."""
+    import jax
+    import numpy as np
+
+    from discojax.population.mesh import make_mesh, own_part
+    from discojax.population.placement import fetch, put
+
+    mesh = make_mesh()
+    lanes = jax.NamedSharding(mesh, jax.P("lane"))
+    placed = put(tree["lanes"], lanes)
+    mine = [shard.index[0].start or 0 for shard in placed.addressable_shards]
+    count = len(tree["lanes"]) // jax.process_count()
+    assert mine == [count * jax.process_index()]  # a process has its own lanes, next to one another
+    assert own_part(mesh).devices.ravel().tolist() == jax.local_devices()
+    doubled = jax.jit(lambda x: 2 * x, out_shardings=lanes)(placed)
+    back = fetch({"doubled": doubled, "text": "as it was", "whole": np.arange(3)})
+    np.testing.assert_array_equal(back["doubled"], 2 * tree["lanes"])
+    assert back["text"] == "as it was" and type(back["whole"]) is np.ndarray
+
+
+def main() -> int:
+    from discojax.errors import UserError
+    from discojax.population import hosts
+    from discojax.population.joining import join
+
+    hosts._SILENCE = 4.0
+    process = join(COORDINATOR, PROCESSES, PROCESS)
+    assert not hosts.alone()
+    if process:
+        return hosts.follow(act)
+    try:
+        lead(hosts)
+    except UserError as error:
+        print(error)
+        hosts.finish(2)
+        return 2
+    hosts.finish(3 if SCENARIO == "share" else 0)
+    return 3 if SCENARIO == "share" else 0
+
+
+def lead(hosts: Any) -> None:
+    import ml_dtypes
+    import numpy as np
+
+    tree = {
+        "lanes": np.arange(8, dtype=np.float32).reshape(4, 2),
+        "odd": np.array([-0.0, np.nan, 1e-45], np.float32),
+        "half": np.arange(5).astype(ml_dtypes.bfloat16),
+        "flags": np.array([True, False, True]),
+        "one": np.int64(2**40),
+    }
+    if SCENARIO == "share":
+        for _ in range(2):  # given once, used twice
+            hosts.give("content", tree)
+            hosts.tell(("share", "content"))
+            devices_work(tree)
+        for number in range(150):  # more at once than anyone hears
+            hosts.tell(("nothing", number))
+        time.sleep(3)  # a leader may think; nobody's patience ends
+        hosts.tell(("share", "content"))
+        devices_work(tree)
+    elif SCENARIO == "ask to stop":
+        hosts.tell((SCENARIO,))
+        try:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("stopped here")))
+            time.sleep(60)
+        finally:
+            hosts.finish(0)
+    elif SCENARIO == "leader dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif SCENARIO == "hang":
+        hosts.tell((SCENARIO,))
+        hosts.finish(0)
+        raise AssertionError("it left without those that did not answer")
+    else:
+        hosts.tell((SCENARIO,))
+        if SCENARIO == "die":
+            hosts.tell(("share", "content"))
+            devices_work(tree)  # alone, with a device that is not there any more
+        for _ in range(600):
+            time.sleep(0.1)
+            hosts.tell(("nothing",))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
