@@ -164,10 +164,12 @@ class Checkpoints:
         if self._orbax is None and not self._hopeless:
             from orbax.checkpoint import v1 as orbax
 
-            training = orbax.training
+            training, context = orbax.training, orbax.Context()
+            context.array.saving.use_compression = False  # weights hardly shrink, and lanes need the cores
             try:
                 self._orbax = training.Checkpointer(
                     self.directory,
+                    context=context,
                     save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
                     preservation_policy=training.preservation_policies.LatestN(self.keep),
                     cleanup_tmp_directories=True,

@@ -7,13 +7,10 @@ is to keep: on one device a run that was stopped ends with the bits that it woul
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +20,7 @@ from discojax.policies import weights
 from discojax.population.engine import Engine
 from discojax.population.lanes import Job, LaneState, stack_jobs
 from discojax.population.placement import lane_shardings
+from discojax.population.stopping import Stopped, deferred
 
 __all__ = ["Step", "Stopped", "finetune", "load_state", "save_state"]
 
@@ -35,10 +33,6 @@ class Step(NamedTuple):
     margin: float
     accuracy: float
     grad_norm: float
-
-
-class Stopped(KeyboardInterrupt):
-    """The user stopped a run whose state has been kept."""
 
 
 def finetune(
@@ -62,14 +56,14 @@ def finetune(
 
     Raises:
       UserError: the file is of another run or cannot be read, or training diverged.
-      Stopped: after Ctrl-C, when the state has been kept.
+      Stopped: after Ctrl-C or SIGTERM, when the state has been kept.
     """
     programs = engine.programs
     settings = stack_jobs([job])
     state = load_state(engine, file, identity) if file.exists() else programs.fresh(engine.params)
     jax.tree.map(lambda x: x.delete(), engine.params)
     step, kept = int(state.step[0]), -1
-    with _deferred_interrupt() as asked:
+    with deferred() as deferral:
         try:
             while step < job.steps:
                 state, metrics = programs.advance(state, settings, engine.frozen, engine.data)
@@ -84,12 +78,12 @@ def finetune(
                 if step // every > before // every or step == job.steps:
                     save_state(state, file, identity)
                     kept = step
-                if asked():
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
+                if (stop := deferral.asked()) is not None:
+                    raise stop
+        except KeyboardInterrupt as stop:
             if kept != step:
                 save_state(state, file, identity)
-            raise Stopped from None
+            raise (stop if isinstance(stop, Stopped) else Stopped()) from None
     return state
 
 
@@ -125,23 +119,3 @@ def load_state(engine: Engine, file: Path, identity: str) -> LaneState:
     places = lane_shardings(engine.programs.mesh, like)
     state: LaneState = jax.tree.map(jax.device_put, kept["state"], places)
     return state
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits for the end of the step, when its state is whole; a second one does not wait."""
-    asked = threading.Event()
-
-    def note(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

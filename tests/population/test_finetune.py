@@ -14,8 +14,9 @@ from discojax.errors import UserError
 from discojax.policies.lora import LoraConfig, add_lora
 from discojax.policies.partition import partition
 from discojax.population import StepConfig, make_engine, make_programs
-from discojax.population.finetune import Stopped, finetune
+from discojax.population.finetune import finetune
 from discojax.population.lanes import stack_jobs
+from discojax.population.stopping import Preempted, Stopped
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_the_log_probabilities_before_training_are_the_references(setting, adapt
     assert np.abs(half.reference_rejected - rejected).max() > 1e-3, "computed in another precision"
 
 
-@pytest.mark.parametrize("how", ["between steps", "by Ctrl-C", "killed"])
+@pytest.mark.parametrize("how", ["between steps", "by Ctrl-C", "by SIGTERM", "killed"])
 def test_a_stop_changes_no_bit(how, setting, adapted, programs, engine, job, run_of, tmp_path):
     wanted = job("discopop", seed=1, steps=6, learning_rate=0.02)
     whole, _ = run_of(engine, wanted)
@@ -113,6 +114,8 @@ def test_a_stop_changes_no_bit(how, setting, adapted, programs, engine, job, run
             raise KeyboardInterrupt
         if step.step == 3 and how == "by Ctrl-C":
             os.kill(os.getpid(), signal.SIGINT)
+        if step.step == 3 and how == "by SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
         if step.step == 3 and how == "killed":
             raise RuntimeError("nothing can be kept now")
 
@@ -121,7 +124,8 @@ def test_a_stop_changes_no_bit(how, setting, adapted, programs, engine, job, run
         return make_engine(programs[1], jax.tree.map(jnp.copy, params), setting.pairs, frozen)
 
     handler = signal.getsignal(signal.SIGINT)  # ignored, where a shell runs the tests in the background
-    with pytest.raises(RuntimeError if how == "killed" else Stopped):
+    expected = {"killed": RuntimeError, "by SIGTERM": Preempted}.get(how, Stopped)
+    with pytest.raises(expected):
         run_of(again(), wanted, file, every=2, report=stop)
     told = []
     resumed, _ = run_of(again(), wanted, file, report=told.append)
