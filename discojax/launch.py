@@ -186,6 +186,7 @@ _COMMANDS = {
         "[--resume [RUN]]",
         "propose losses, gate them, train a population with them, score them, feed back",
         options=(_RESUME,),
+        devices=True,
     ),
     "train": Command(
         train,
@@ -197,6 +198,7 @@ _COMMANDS = {
             ("--data", {"metavar": "FILE|ID", "help": "preference pairs to train it on"}),
             _RESUME,
         ),
+        devices=True,
     ),
     "evaluate": Command(
         evaluate,
@@ -207,9 +209,10 @@ _COMMANDS = {
             ("--task", {"metavar": "TASK", "help": "sets task.held_out; its config, if configs/ has one"}),
             _RESUME,
         ),
+        devices=True,
     ),
     "transfer": Command(
-        transfer, "RUN", "a run's finalists on other tasks, seeds, policies and rewards", (1, 1)
+        transfer, "RUN", "a run's finalists on other tasks, seeds, policies and rewards", (1, 1), devices=True
     ),
     "report": Command(
         report,
@@ -372,8 +375,26 @@ def _configure_backend() -> None:
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+def _follows(options: argparse.Namespace) -> bool:
+    """Whether this is one of several processes and another leads. That one reads the config for all."""
+    _configure_backend()
+    from discojax.population.joining import join
+
+    return join(options.coordinator, options.processes, options.process) > 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that `argv` asks for; returns the exit code."""
+    code = 1
+    try:
+        code = _main(argv)
+        return code
+    finally:
+        if hosts := sys.modules.get("discojax.population.hosts"):
+            hosts.finish(code)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] in (["-h"], ["--help"]):
@@ -382,6 +403,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"discojax {__version__}")
         else:
             command, options = read(words, _COMMANDS)
+            if command.devices and _follows(options):
+                from discojax.search.instruments import follow
+
+                return follow()
             code = command.handler(load(_config_file(options), options.overrides), options)
             sys.stdout.flush()
             return code
