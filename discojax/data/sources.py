@@ -26,7 +26,6 @@ __all__ = [
     "Prompt",
     "read_answered",
     "read_preferences",
-    "read_prompts",
 ]
 
 T = TypeVar("T")
@@ -117,25 +116,13 @@ def read_preferences(
     return _read(source, rows, required, lambda row: _preference(row, names), account)
 
 
-def read_prompts(
-    source: str, account: Account, *, split: str = "train", column: str = "prompt"
-) -> Iterator[tuple[str, Prompt]]:
-    """The prompts of a source, each with its place; a `.txt` file has one on each line.
-
-    Raises:
-      UserError: as `read_preferences`.
-    """
-    rows = readers.read_rows(source, split, text_column=column)
-    return _read(source, rows, (column,), lambda row: _prompt(row.get(column), column), account)
-
-
 def read_answered(
     source: str, account: Account, *, split: str = "train", columns: tuple[str, str] = ("prompt", "")
 ) -> Iterator[tuple[str, tuple[Prompt, str]]]:
     """The prompts of a source, each with what a person wrote to it: "" where no column is named for that.
 
-    Where the column of prompts is "" the other one holds whole conversations, of which the last turn is
-    what was written.
+    A `.txt` file has a prompt on each line. Where the column of prompts is "" the other one holds whole
+    conversations, of which the last turn is what was written.
 
     Raises:
       UserError: as `read_preferences`.
@@ -152,7 +139,9 @@ def read_answered(
         elif isinstance(answer, str):
             raise _MalformedError(f"{answered} is text and no conversation")
         else:
-            prompt = _prompt(answer[:-1], answered)
+            prompt = answer[:-1]
+            if not prompt or prompt[-1].role == "assistant":
+                raise _MalformedError(f"{answered} is no prompt with a reply to it")
         text = answer if isinstance(answer, str) else _reply(answer[-1:], answered)
         if not text.strip():
             raise _MalformedError(f"{answered} is empty")

@@ -147,10 +147,12 @@ def _stages(config: Config, tasks: Mapping[TaskName, Config]) -> list[tuple[str,
     detail = f"{config.task.name}, seeds and prompts not searched with"
     stages: list[tuple[str, str, Config, TaskName]] = [("other seeds", detail, same, config.task.name)]
     for name, settings in tasks.items():
-        kept: TaskName = config.task.name if name != "tldr" and config.task.name != "tldr" else name
+        kept: TaskName = name if {name, config.task.name} & set(catalogue.ALONE) else config.task.name
         held = replace(settings, task=replace(settings.task, name=kept, held_out=name))
         stages.append((name, "held-out task", held, name))
     _, _, held, task = stages[1]
+    if held.policy.pretrained is not None:
+        return stages  # of that policy there is no other size here
     policy = replace(
         held.policy, layers=config.transfer.layers, width=config.transfer.width, heads=config.transfer.heads
     )

@@ -28,13 +28,24 @@ if TYPE_CHECKING:
     from discojax.tasks.reviews import SPLITS, build
     from discojax.tasks.rewards import RewardModel
     from discojax.tasks.sampled_pairs import sample_pairs
-    from discojax.tasks.types import Prompts, Reward, SamplingConfig, Task, TaskConfig, assert_disjoint
+    from discojax.tasks.types import (
+        OwnData,
+        PretrainedConfig,
+        Prompts,
+        Reward,
+        SamplingConfig,
+        Task,
+        TaskConfig,
+        assert_disjoint,
+    )
 
 __all__ = [
     "SPLITS",
     "Margins",
     "Measurement",
     "Observed",
+    "OwnData",
+    "PretrainedConfig",
     "Prompts",
     "Reward",
     "RewardModel",
@@ -54,7 +65,16 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "types": ["Prompts", "Reward", "SamplingConfig", "Task", "TaskConfig", "assert_disjoint"],
+        "types": [
+            "OwnData",
+            "PretrainedConfig",
+            "Prompts",
+            "Reward",
+            "SamplingConfig",
+            "Task",
+            "TaskConfig",
+            "assert_disjoint",
+        ],
         "reviews": ["SPLITS", "build"],
         "measure": [
             "Margins",

@@ -15,10 +15,11 @@ from discojax.tasks.bases import pretrained_base
 from discojax.tasks.judges import Judge
 from discojax.tasks.types import Report, Reward, Task, TaskConfig
 
-__all__ = ["NAMES", "build_all", "other_reward"]
+__all__ = ["ALONE", "NAMES", "build_all", "other_reward"]
 
 NAMES = ("rotten_tomatoes", "imdb", "tldr", "preferences")
-_ALONE = ("tldr", "preferences")  # have a policy of their own
+ALONE = ("tldr", "preferences")
+"""Tasks that have a policy of their own, which others do not share."""
 
 
 def build_all(
@@ -36,7 +37,7 @@ def build_all(
       names: of `NAMES`.
       config: see `TaskConfig`.
       mesh: where the weights of a policy that is there already are to lie.
-      judge: see `tasks.preferences`.
+      judge: see `tasks.preferences.scorers`.
       root: the cache's directory.
       report: told how the building goes.
 
@@ -49,18 +50,18 @@ def build_all(
             raise UserError(
                 f"No task is called {name!r}: choose one of {', '.join(NAMES)}.{nearest(name, NAMES)}"
             )
-    if set(_ALONE) & set(names) and len(names) > 1:
+    if set(ALONE) & set(names) and len(names) > 1:
         raise UserError(
             f"The tasks {' and '.join(names)} have different policies, which one run cannot train together: "
             "set task.name and task.held_out to the same one, or `transfer` a run's finalists to the other."
         )
-    if names == ("preferences",):
-        preferences.check_rewards(config.own)  # before weights are read
+    own = names == ("preferences",)
+    scorers = preferences.scorers(config.own, judge) if own else {}  # before weights are read
     base = pretrained_base(config, mesh=mesh, root=root, report=report)
     if names == ("tldr",):
         return {"tldr": summaries.build(config, base=base, root=root, report=report)}
-    if names == ("preferences",):
-        return {"preferences": preferences.build(config, base=base, judge=judge, root=root, report=report)}
+    if own:
+        return {"preferences": preferences.build(config, base=base, given=scorers, root=root, report=report)}
     foundation = reviews.lay_foundation(config, base=base, root=root, report=report)
     return {
         name: reviews.build(name, config, foundation=foundation, root=root, report=report) for name in names

@@ -27,7 +27,7 @@ from discojax.tasks.judges import Judge
 from discojax.tasks.own_rewards import identify, judged, needs_answers, overlapping, own_reward
 from discojax.tasks.types import OwnData, Prompts, Report, Reward, Task, TaskConfig
 
-__all__ = ["SPLITS", "build", "check_rewards", "shown", "with_marker"]
+__all__ = ["SPLITS", "build", "check_rewards", "scorers", "shown", "with_marker"]
 
 SPLITS = ("search", "select", "report")
 
@@ -45,7 +45,7 @@ def build(
     config: TaskConfig,
     *,
     base: Base | None = None,
-    judge: Callable[[str], Judge | None] | None = None,
+    given: Mapping[str, Reward | Judge] | None = None,
     name: str = "preferences",
     root: Path | str | None = None,
     report: Report = lambda what, done, total: None,
@@ -55,7 +55,7 @@ def build(
     Args:
       config: see `TaskConfig`.
       base: a policy that is there already, in place of one that is trained here on what was chosen.
-      judge: makes the judge of a reward `judge:SERVER:MODEL` from what follows `judge:`.
+      given: what the names of its rewards mean, if that is known; see `scorers`.
       name: what the task is called.
       root: the cache's directory.
       report: told how the building goes.
@@ -64,7 +64,7 @@ def build(
       UserError: a source cannot be read, nothing in it can be used, or there is no reward.
     """
     own = config.own
-    check_rewards(own)
+    meant = scorers(own) if given is None else given
     account = Account()
     report("preference pairs", 0, 1)
     rows = _rows(config, account)
@@ -99,7 +99,7 @@ def build(
         for text, one in zip(tokens.decode_batch(rows), asks, strict=True)
     }  # fmt: skip
     counts: dict[str, int] = {}
-    reward, rewards = _rewards(own, judge, known, counts)
+    reward, rewards = _rewards(own, meant, known, counts)
     spare = _held_out(held, own, config.held_out_pairs)
     dropped = {what.replace("_", " "): count for what, count in prepared.counts.items() if count}
     said = f"{len(kept.prompts)} pairs to train on, {len(held.prompts)} held out; {account}"
@@ -150,6 +150,29 @@ def check_rewards(own: OwnData, *, search: bool = False) -> None:
             "A search takes two rewards: task.reward, which it is scored by, and another in "
             f"evaluation.reward, which reports; each is {kinds}."
         )
+
+
+def scorers(own: OwnData, judge: Callable[[str], Judge | None] | None = None) -> dict[str, Reward | Judge]:
+    """What the rewards' names mean, but for `rouge`. It takes no data, so that a mistake is told at once.
+
+    Args:
+      own: the names.
+      judge: makes the judge of `judge:SERVER:MODEL` from what follows `judge:`, and asks whether it is there.
+
+    Raises:
+      UserError: there is no such reward, or no such judge or no key to it.
+    """
+    check_rewards(own)
+    found: dict[str, Reward | Judge] = {}
+    for name in {own.reward, own.report_reward} - {"", "rouge"}:
+        if not name.startswith("judge:"):
+            found[name] = own_reward(name)
+            continue
+        made = judge(name.removeprefix("judge:")) if judge else None
+        if made is None:
+            raise UserError(f"The reward {name} is no judge that can be asked: write judge:SERVER:MODEL.")
+        found[name] = made
+    return found
 
 
 def with_marker(preference: Preference, marker: str) -> Preference:
@@ -282,7 +305,7 @@ def _held_out(held: Prepared, own: OwnData, count: int) -> Pairs | None:
 
 def _rewards(
     own: OwnData,
-    judge: Callable[[str], Judge | None] | None,
+    meant: Mapping[str, Reward | Judge],
     known: Mapping[str, Asked],
     counts: dict[str, int],
 ) -> tuple[dict[str, Reward], dict[str, str]]:
@@ -298,18 +321,17 @@ def _rewards(
                 f"The reward {name} compares with what people wrote: name the column that has it as the "
                 "second of task.prompts_columns."
             )
-        if name == "rouge":
+        found = meant.get(name)
+        if found is None:
             score = overlapping(answers)
-        elif name.startswith("judge:"):
-            found = judge(name.removeprefix("judge:")) if judge else None
-            if found is None:
-                raise UserError(f"The reward {name} is no judge that can be asked: write judge:SERVER:MODEL.")
-            score = judged(found, answers, counts)
         else:
-            score = own_reward(name)
+            score = found if callable(found) else judged(found, answers, counts)
 
         def reward(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-            return np.asarray(score([shown(known[p].prompt) for p in prompts], completions), np.float32)
+            given = [shown(known[p].prompt) if p in known else p for p in prompts]
+            if needs_answers(name) and not answers.keys() >= set(given):
+                raise UserError(f"The reward {name} knows what people wrote to the task's own prompts alone.")
+            return np.asarray(score(given, completions), np.float32)
 
         return reward
 

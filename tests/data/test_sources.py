@@ -51,6 +51,10 @@ def refused(source, **options) -> str:
             {"chosen": "Q: ? A: yes sir", "rejected": "Q: ? A: yet so"},
             Preference("Q: ? A:", " yes sir", " yet so"),
         ),
+        (
+            {"prompt": "the film", "chosen": 1, "rejected": [" was dull", " was fun"]},
+            Preference("the film", " was fun", " was dull"),
+        ),
         ({"chosen": "Why?\nYes", "rejected": "Why?\nYe"}, Preference("Why?\n", "Yes", "Ye")),
     ],
 )
@@ -164,7 +168,7 @@ def test_sources_that_are_not_there_are_a_sentence(tmp_path, monkeypatch):
 def test_prompts_of_ones_own(tmp_path):
     def prompts(source, **options):
         account = Account()
-        return [prompt for _, prompt in sources.read_prompts(str(source), account, **options)], account
+        return [prompt for _, (prompt, _) in sources.read_answered(str(source), account, **options)], account
 
     rows = [{"prompt": "the film"}, {"prompt": [USER]}, {"prompt": ""}]
     got, account = prompts(jsonl(tmp_path / "a.jsonl", rows))
@@ -173,7 +177,28 @@ def test_prompts_of_ones_own(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\r\n", newline="")
     assert prompts(tmp_path / "a.txt")[0] == ["one", "two"]
     with pytest.raises(UserError, match="no column 'question'; it has 'prompt'"):
-        prompts(tmp_path / "a.jsonl", column="question")
+        prompts(tmp_path / "a.jsonl", columns=("question", ""))
+
+
+def test_prompts_with_what_people_wrote_to_them(tmp_path):
+    def answered(rows, *columns):
+        account = Account()
+        return [
+            row
+            for _, row in sources.read_answered(jsonl(tmp_path / "a.jsonl", rows), account, columns=columns)
+        ], account
+
+    got, account = answered(
+        [{"post": "A post", "label": " short"}, {"post": "B", "label": " "}], "post", "label"
+    )
+    assert got == [("A post", " short")] and account.reasons == {"label is empty": 1}
+    chats = [{"chosen": [USER, GOOD]}, {"chosen": [GOOD]}, {"chosen": "text"}, {"chosen": [USER, GOOD, BAD]}]
+    got, account = answered(chats, "", "chosen")  # whole conversations, of which the last turn was written
+    assert got == [(CHAT.prompt, "Fine.")]
+    assert account.reasons == {
+        "chosen is no prompt with a reply to it": 2,
+        "chosen is text and no conversation": 1,
+    }
 
 
 def test_a_tfds_data_set_without_tensorflow(tmp_path):
