@@ -131,7 +131,7 @@ def frontier(
             )
     colour = _palette([s.name for s in series], baseline)
     x = axis("kl", "sequence KL(policy‖reference), nats", scale={"domain": [0, short(reach)], "nice": False})
-    y = axis("reward", reward_name, scale={"zero": False})
+    y = axis("reward", reward_name, scale={"domain": _around(points, sft), "nice": False})
     tips = [
         {"field": "name", "title": "objective"},
         {"field": "beta", "title": "β"},
@@ -158,7 +158,7 @@ def frontier(
             {
                 "data": {"values": points},
                 "transform": [{"filter": "datum.band"}],
-                "mark": {"type": "area", "interpolate": "linear", "line": False},
+                "mark": {"type": "area", "interpolate": "linear", "line": False, "clip": True},
                 "encoding": {
                     "x": x,
                     "y": {**y, "field": "low"},
@@ -185,7 +185,7 @@ def frontier(
             },
             {
                 "data": {"values": points},
-                "mark": {"type": "rule", "strokeWidth": 1},
+                "mark": {"type": "rule", "strokeWidth": 1, "clip": True},
                 "encoding": {
                     "x": x,
                     "y": {**y, "field": "low"},
@@ -215,6 +215,25 @@ def frontier(
                 "encoding": {"x": x, "y": y, "text": {"field": "text"}},
             },
         ],
+    )
+
+
+def _around(points: Sequence[Mapping[str, Any]], sft: float) -> list[float | None]:
+    """The rewards, with room for their intervals; one far wider than what there is to compare is cut."""
+    rewards = [sft, *(point["reward"] for point in points)]
+    low, high = min(rewards), max(rewards)
+    room = 0.75 * (high - low) or 0.1
+    ends = [x for point in points for x in (point["low"], point["high"]) if x is not None]
+    return [
+        short(max(low - room, min([low - 0.1 * room, *ends]))),
+        short(min(high + room, max([high + 0.1 * room, *ends]))),
+    ]
+
+
+def _height(densities: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the density's axis: the margin 0, where every lane starts, would leave the rest flat."""
+    return short(
+        1.25 * max((row["share"] for row in densities if not row["from"] < 0 < row["to"]), default=1.0) or 1.0
     )
 
 
@@ -264,7 +283,7 @@ def curve(
             {
                 "data": {"values": list(densities)},
                 "transform": [{"filter": "datum.beta == beta"}],
-                "mark": {"type": "rect", "color": SOFT, "opacity": 0.22},
+                "mark": {"type": "rect", "color": SOFT, "opacity": 0.22, "clip": True},
                 "encoding": {
                     "x": {**x, "field": "from"},
                     "x2": {"field": "to"},
@@ -272,7 +291,7 @@ def curve(
                         "share",
                         "share of training pairs, per nat",
                         axis={"grid": False, "orient": "right", "tickCount": 3},
-                        scale={"zero": True},
+                        scale={"domain": [0, _height(densities)], "nice": False},
                     ),
                     "y2": {"datum": 0},
                     "tooltip": [

@@ -143,9 +143,7 @@ def render(run: Run, *, wait: Callable[[], None] = lambda: None) -> str:
     everyone = entries(
         run, {rung: board for rung, board in rounds.items() if rung not in _HEADLINES} or rounds
     )
-    headline = next((rounds[rung] for rung in _HEADLINES if rung in rounds), None)
-    if headline is None and rounds:
-        headline = rounds[max(rung for rung in rounds if len(rounds[rung].rows) > 1 or rung == min(rounds))]
+    headline = _headline(rounds)
     wait()
     drawn = drawings.draw(run, headline, everyone)
     page = importlib.resources.files("discojax.report") / "page"
@@ -182,6 +180,15 @@ def render(run: Run, *, wait: Callable[[], None] = lambda: None) -> str:
         vega=_script(vega()),
         script=_script(script),
         hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (vega(), script)),
+    )
+
+
+def _headline(rounds: Mapping[int, boards.Board]) -> boards.Board | None:
+    """The round that counts most of those that compare anything yet."""
+    order = [rung for rung in _HEADLINES if rung in rounds]
+    order += sorted(rounds.keys() - set(_HEADLINES), reverse=True)
+    return next(
+        (rounds[rung] for rung in order if len(rounds[rung].rows) > 1), rounds[order[0]] if order else None
     )
 
 

@@ -176,25 +176,27 @@ def lineage(
     )
 
 
-def lanes(progress: Sequence[Mapping[str, Any]], created: float, bins: int = 160) -> Chart | None:
+def lanes(progress: Sequence[Mapping[str, Any]], created: float, groups: int = 200) -> Chart | None:
     """The share of the lanes' steps that trained somebody, over time; None if no step was taken."""
     known = [p for p in progress if p.get("room") and isinstance(p.get("time"), float)]
     if not known:
         return None
-    minutes = np.array([max(p["time"] - created, 0.0) / 60 for p in known])
-    edges = np.linspace(0, max(float(minutes.max()), 1e-6) * 1.0001, min(bins, len(known)) + 1)
-    place = np.digitize(minutes, edges) - 1
+    ends = np.array([max(p["time"] - created, 0.0) / 60 for p in known])
+    usual = float(np.median(np.diff(ends))) if len(ends) > 1 else 0.1
     rows = []
-    for i in range(len(edges) - 1):
-        here = [p for p, at in zip(known, place, strict=True) if at == i]
-        room, useful = sum(p["room"] for p in here), sum(p["useful"] for p in here)
+    size = -(-len(known) // groups)
+    for first in range(0, len(known), size):
+        here = known[first : first + size]
+        # A call lasts from the end of the one before it, if that was of the same loop.
+        same = first > 0 and (here[0].get("seconds") or 0.0) > (known[first - 1].get("seconds") or 0.0)
+        begin = ends[first - 1] if same else max(ends[first] - usual, ends[first - 1] if first else 0.0)
         rows.append(
             {
-                "from": short(edges[i]),
-                "to": short(edges[i + 1]),
-                "share": short(useful / room) if room else None,
-                "busy": max((p.get("busy", 0) for p in here), default=None),
-                "waited": short(sum(p.get("waited") or 0 for p in here)),
+                "from": short(begin),
+                "to": short(ends[first + len(here) - 1]),
+                "share": short(sum(p["useful"] for p in here) / sum(p["room"] for p in here)),
+                "busy": max(p.get("busy") or 0 for p in here),
+                "waited": short(sum(p.get("waited") or 0.0 for p in here)),
             }
         )
     total = sum(p["useful"] for p in known) / sum(p["room"] for p in known)
@@ -205,7 +207,7 @@ def lanes(progress: Sequence[Mapping[str, Any]], created: float, bins: int = 160
         height=200,
         layer=[
             {
-                "data": {"values": [row for row in rows if row["share"] is not None]},
+                "data": {"values": rows},
                 "mark": {"type": "rect", "color": ACCENT, "opacity": 0.45},
                 "encoding": {
                     "x": x,
