@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from discojax.population import make_engine
 from discojax.population.checkpoint import Checkpoints, Held, fingerprint
 from discojax.population.lanes import stack_jobs
 from discojax.population.order import batch_indices
@@ -99,6 +101,20 @@ def test_the_last_two_are_kept_and_other_work_is_not_taken_up(engine, trained, p
     assert np.array_equal(known.totals, held.totals + 3)
     Checkpoints(str(tmp_path)).clear()
     assert not tmp_path.exists() and not Checkpoints(str(tmp_path)).left()
+
+
+@pytest.mark.parametrize(("lanes", "rows"), [(6, [0, 1, 2, 3, -1, -1]), (2, [0, 1])])
+def test_another_number_of_lanes_takes_those_that_have_come_furthest(
+    lanes, rows, setting, programs_of, trained, two
+):
+    """The lanes of the fixture have come to 9, 9, 4 and 5 steps, and the third is nobody's."""
+    _, held, late = trained
+    engine = make_engine(programs_of().of_lanes(lanes), setting.params, setting.pairs)
+    found, known = Checkpoints(str(two)).restore(engine, "this run")
+    kept = [row for row in rows if row >= 0]
+    assert equal(jax.tree.map(lambda x: x[: len(kept)], found), jax.tree.map(lambda x: x[kept], late))
+    assert known.owners == tuple(held.owners[row] if row >= 0 else "" for row in rows)
+    assert not np.any(found.step[len(kept) :]) and not known.settings.steps[len(kept) :].any()
 
 
 def _truncate(file: Path) -> None:
@@ -296,6 +312,7 @@ def moved(elsewhere):
     return elsewhere("only move")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["4x2", "2x2x2", "more lanes", "one device", "five lanes"])
 def test_lanes_are_restored_onto_other_devices_and_other_numbers_of_lanes(name, moved):
     saved, held = moved["saved"]
@@ -315,6 +332,88 @@ def test_lanes_are_restored_onto_other_devices_and_other_numbers_of_lanes(name, 
         assert not step.any() and not diverged.any()
         assert all(not leaf.any() for leaf in jax.tree.leaves(fresh_moments))
         assert not np.any(known.settings.steps[8:])
+
+
+# One of two processes that save together.
+TOGETHER = """
+import pickle, sys
+given, folder, result, port, process = sys.argv[1:]
+import jax, numpy as np
+
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.config.update("jax_enable_preemption_service", False)  # as population.joining has it
+jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+from discojax.population import make_engine, make_mesh, make_programs
+from discojax.population.checkpoint import Checkpoints, Held
+from discojax.population.lanes import stack_jobs
+
+with open(given, "rb") as file:
+    graph, params, pairs, tokens, config, jobs = pickle.load(file)
+mesh = make_mesh()
+assert mesh.shape["lane"] == 4 and jax.local_device_count() == 2
+programs = make_programs(graph, params, config, lanes=8, tokens=tokens, mesh=mesh)
+state = programs.fresh(make_engine(programs, params, pairs).params)
+
+def noise(leaf):
+    rng = np.random.default_rng(leaf.size)
+    bits = rng.integers(0, 2, leaf.shape) if leaf.dtype == bool else rng.uniform(0, 99, leaf.shape)
+    return bits.astype(leaf.dtype)
+
+whole = jax.tree.map(noise, state)
+spread = lambda x, y: jax.make_array_from_callback(x.shape, x.sharding, lambda i: y[i])
+state = jax.tree.map(spread, state, whole)
+held = Held(tuple(f"job {i}" for i in range(8)), stack_jobs(jobs), whole.step, np.zeros((8, 5)))
+Checkpoints(folder).save(state, held, "run", last=True)
+if process == "0":
+    with open(result, "wb") as file:
+        pickle.dump((tuple(whole), held), file)
+jax.distributed.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_lanes_that_two_processes_saved_are_restored_by_one(setting, job, tmp_path):
+    jobs = [job("dpo", seed=i, steps=9) for i in range(8)]
+    given, folder = tmp_path / "given", tmp_path / "checkpoints"
+    given.write_bytes(
+        pickle.dumps((setting.graph, setting.params, setting.pairs, setting.tokens, setting.config, jobs))
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    together = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                TOGETHER,
+                str(given),
+                str(folder),
+                str(tmp_path / "saved"),
+                str(port),
+                str(i),
+            ],
+            env=environment,
+        )
+        for i in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=240) for process in together] == [0, 0]
+    finally:
+        for process in together:
+            process.kill()
+    arguments = (given, folder, tmp_path / "result", "only move")
+    flags = flags.replace("count=2", "count=1")
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        check=True,
+    )
+    saved, held = pickle.loads((tmp_path / "saved").read_bytes())
+    restored, known, *_ = pickle.loads((tmp_path / "result").read_bytes())["one device"]
+    assert equal(restored, saved) and known.owners == held.owners and equal(known.settings, held.settings)
 
 
 @pytest.mark.slow
