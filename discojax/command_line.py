@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from discojax.config import Config
+from discojax.config import Config, find
 from discojax.errors import UserError, nearest
 from discojax.settings import defaults
 
-__all__ = ["PROGRAM", "Command", "overview", "read"]
+__all__ = [
+    "PROGRAM",
+    "Command",
+    "config_file",
+    "objectives_of",
+    "overview",
+    "read",
+    "read_candidate",
+    "task_config",
+]
 
 PROGRAM = "python -m discojax.launch"
+_LONGEST_CANDIDATE = 1 << 16  # bytes read of a candidate, far above what the gate lets pass
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*\s*=")
 
 
@@ -121,3 +134,57 @@ def read(argv: Sequence[str], commands: Mapping[str, Command]) -> tuple[Command,
             f"`{name}` {problem}: write `{name} {command.usage} [key=value ...]`.".replace("  ", " ")
         )
     return command, options
+
+
+def config_file(options: argparse.Namespace) -> str | None:
+    """The config file that the command line means: `--config`, or else that of `--task`."""
+    task = getattr(options, "task", None)
+    if task is None:
+        return str(options.config) if options.config else None
+    options.overrides = [*options.overrides, f"task.held_out={task}"]
+    return str(options.config) if options.config else task_config(task)
+
+
+def task_config(task: str) -> str | None:
+    """The config file of a task, None where it is the default one, as most tasks' is."""
+    try:
+        return str(find(task))
+    except UserError:
+        return None
+
+
+def objectives_of(text: str | None) -> tuple[str, ...]:
+    """The names and files of a list, each known to exist: `dpo,discopop(tau=0.1),my/loss.py`."""
+    from discojax import objectives
+
+    if text is None:
+        return ()
+    entries = [entry.strip() for entry in re.split(r",(?![^()]*\))", text) if entry.strip()]
+    if not entries:
+        raise UserError(
+            "--objectives names none: write names and files separated by commas, such as dpo,ipo."
+        )
+    for entry in entries:
+        if not (entry.endswith(".py") or os.sep in entry):
+            objectives.get(entry)
+        elif not Path(entry).is_file():
+            raise _missing(Path(entry))
+    return tuple(entries)
+
+
+def read_candidate(name: str) -> str:
+    """The text of a candidate: a file's, or of the standard input for `-`."""
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read(_LONGEST_CANDIDATE).decode(errors="replace")
+        with open(name, "rb") as file:
+            return file.read(_LONGEST_CANDIDATE).decode(errors="replace")
+    except FileNotFoundError:
+        raise _missing(Path(name)) from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}.") from None
+
+
+def _missing(path: Path) -> UserError:
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return UserError(f"There is no file {str(path)!r}.{nearest(path.name, there)}")

@@ -11,15 +11,23 @@ import contextlib
 import dataclasses
 import errno
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from discojax import __version__
-from discojax.command_line import PROGRAM, Command, overview, read
-from discojax.config import Config, find, load
+from discojax.command_line import (
+    PROGRAM,
+    Command,
+    config_file,
+    objectives_of,
+    overview,
+    read,
+    read_candidate,
+    task_config,
+)
+from discojax.config import Config, load
 from discojax.errors import UserError, nearest
 from discojax.places import is_remote, working_folder
 
@@ -27,8 +35,6 @@ if TYPE_CHECKING:
     from discojax.search.discover import Outcome
 
 __all__ = ["main"]
-
-_LONGEST_CANDIDATE = 1 << 16  # bytes read of a candidate, far above what the gate lets pass
 
 
 def discover(config: Config, options: argparse.Namespace) -> int:
@@ -46,7 +52,7 @@ def discover(config: Config, options: argparse.Namespace) -> int:
 def train(config: Config, options: argparse.Namespace) -> int:
     """Trains the given objectives over seeds and betas, or with a policy one policy with one of them."""
     config, resume = _resumed(config, options)
-    given = _objectives(options.objectives)
+    given = objectives_of(options.objectives)
     if options.policy or options.data or config.finetune.policy:
         return _finetune(config, options, given, resume)
     if resume:
@@ -73,7 +79,7 @@ def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str],
 def evaluate(config: Config, options: argparse.Namespace) -> int:
     """Measures objectives on the held-out task: frontiers, win rates, intervals."""
     config, resume = _resumed(config, options)
-    given = _objectives(options.objectives) or config.evaluation.objectives
+    given = objectives_of(options.objectives) or config.evaluation.objectives
     _configure_backend()
     from discojax.report import evaluation, page
     from discojax.search import discover
@@ -93,8 +99,8 @@ def transfer(config: Config, options: argparse.Namespace) -> int:
     config = _saved(config, options)
     of_tasks = {}
     for task in config.transfer.tasks:
-        own = _task_config(task)
-        alike = own is None and _task_config(config.task.name) is None
+        own = task_config(task)
+        alike = own is None and task_config(config.task.name) is None
         of_tasks[task] = config if alike else dataclasses.replace(
             load(own, options.overrides), run=config.run, evaluation=config.evaluation
         )  # fmt: skip
@@ -142,7 +148,7 @@ def losses(config: Config, options: argparse.Namespace) -> int:
 
 def check(config: Config, options: argparse.Namespace) -> int:
     """Says whether the gate accepts a candidate: 0 if so, 1 if not."""
-    source = _read_candidate(options.arguments[0])
+    source = read_candidate(options.arguments[0])
     from discojax import candidates
     from discojax.report import terminal
 
@@ -247,23 +253,6 @@ _COMMANDS = {
 }
 
 
-def _config_file(options: argparse.Namespace) -> str | None:
-    """The config file that the command line means: `--config`, or else that of `--task`."""
-    task = getattr(options, "task", None)
-    if task is None:
-        return str(options.config) if options.config else None
-    options.overrides = [*options.overrides, f"task.held_out={task}"]
-    return str(options.config) if options.config else _task_config(task)
-
-
-def _task_config(task: str) -> str | None:
-    """The config file of a task, None where it is the default one, as most tasks' is."""
-    try:
-        return str(find(task))
-    except UserError:
-        return None
-
-
 def _resumed(config: Config, options: argparse.Namespace) -> tuple[Config, bool]:
     return (config, False) if options.resume is None else (_saved(config, options), True)
 
@@ -329,42 +318,6 @@ def _fetched(directory: str, name: str, options: argparse.Namespace) -> Config:
     return dataclasses.replace(saved, run=dataclasses.replace(saved.run, name=name, directory=directory))
 
 
-def _objectives(text: str | None) -> tuple[str, ...]:
-    """The names and files of a list, each known to exist: `dpo,discopop(tau=0.1),my/loss.py`."""
-    from discojax import objectives
-
-    if text is None:
-        return ()
-    entries = [entry.strip() for entry in re.split(r",(?![^()]*\))", text) if entry.strip()]
-    if not entries:
-        raise UserError(
-            "--objectives names none: write names and files separated by commas, such as dpo,ipo."
-        )
-    for entry in entries:
-        if not (entry.endswith(".py") or os.sep in entry):
-            objectives.get(entry)
-        elif not Path(entry).is_file():
-            raise _missing(Path(entry))
-    return tuple(entries)
-
-
-def _read_candidate(name: str) -> str:
-    try:
-        if name == "-":
-            return sys.stdin.buffer.read(_LONGEST_CANDIDATE).decode(errors="replace")
-        with open(name, "rb") as file:
-            return file.read(_LONGEST_CANDIDATE).decode(errors="replace")
-    except FileNotFoundError:
-        raise _missing(Path(name)) from None
-    except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}.") from None
-
-
-def _missing(path: Path) -> UserError:
-    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return UserError(f"There is no file {str(path)!r}.{nearest(path.name, there)}")
-
-
 def _configure_backend() -> None:
     # JAX reads its flags once, when its backend starts: this must come before anything imports it.
     from discojax.population.backend import configure_backend
@@ -407,7 +360,7 @@ def _main(argv: Sequence[str] | None) -> int:
                 from discojax.search.instruments import follow
 
                 return follow()
-            code = command.handler(load(_config_file(options), options.overrides), options)
+            code = command.handler(load(config_file(options), options.overrides), options)
             sys.stdout.flush()
             return code
         sys.stdout.flush()

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from pages import PAGES, ROOT, Block, blocks, commands, inline, launched, looks_like_a_command, quiet
 
 from discojax import launch
-from discojax.command_line import read
+from discojax.command_line import config_file, objectives_of, read
 from discojax.config import load
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -119,8 +119,8 @@ def check_launch(given: list[str]) -> None:
     if given[:1] in (["--help"], ["--version"]) or (given[0] in launch._COMMANDS and "--help" in given):
         return
     command, options = read(given, launch._COMMANDS)
-    load(launch._config_file(options), options.overrides)
-    launch._objectives(getattr(options, "objectives", None))
+    load(config_file(options), options.overrides)
+    objectives_of(getattr(options, "objectives", None))
     if command.handler is launch.check and options.arguments[0] != "-":
         assert Path(options.arguments[0]).is_file(), f"no block is saved as {options.arguments[0]}"
 
