@@ -140,9 +140,9 @@ def render(run: Run, *, wait: Callable[[], None] = lambda: None) -> str:
             found := boards.board(evaluations, run.config, only=only, coarse=rung not in _HEADLINES)
         ) is not None:
             rounds[rung] = found
-    everyone = entries(
-        run, {rung: board for rung, board in rounds.items() if rung not in _HEADLINES} or rounds
-    )
+    # A search's own rungs are below its elites'; what tunes or reports has none.
+    searched = {rung: board for rung, board in rounds.items() if rung < min(_HEADLINES)}
+    everyone = entries(run, searched or {rung: rounds[rung] for rung in _HEADLINES if rung in rounds})
     headline = _headline(rounds)
     wait()
     drawn = drawings.draw(run, headline, everyone)
