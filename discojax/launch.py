@@ -330,7 +330,6 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 def _follows(options: argparse.Namespace) -> bool:
     """Whether this is one of several processes and another leads. That one reads the config for all."""
-    _configure_backend()
     from discojax.population.joining import join
 
     return join(options.coordinator, options.processes, options.process) > 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from discojax import __version__
 from discojax.errors import UserError
+from discojax.population.backend import configure_backend
 
 __all__ = ["join"]
 
@@ -37,6 +38,9 @@ def join(coordinator: str | None = None, count: str | None = None, index: str | 
       UserError: the three do not fit together, the others do not come, or they have other versions.
     """
     place = _read(coordinator, count, index)
+    if place is None and not _hinted():
+        return 0
+    configure_backend()
     expected = _detected() if place is None else place[1]
     if expected == 1:
         return 0
@@ -84,10 +88,13 @@ def _read(coordinator: str | None, processes: str | None, process: str | None) -
     return coordinator, int(processes), int(process)
 
 
+def _hinted() -> bool:
+    """Whether there may be other processes: a launcher has said so, or this may be a TPU VM."""
+    return any(name in os.environ for name in _SIGNS) or importlib.util.find_spec("libtpu") is not None
+
+
 def _detected() -> int:
     """How many processes JAX's own detection finds; 1 where it finds nothing."""
-    if not any(name in os.environ for name in _SIGNS) and importlib.util.find_spec("libtpu") is None:
-        return 1
     from jax._src.clusters import ClusterEnv
 
     kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]

@@ -181,9 +181,7 @@ def get_evaluation(archive: Archive, key: EvaluationKey) -> Evaluation | None:
     return found[0] if found else None
 
 
-def evaluations(
-    archive: Archive, *, arrays: Collection[str] | None = None, **equal: Any
-) -> list[Evaluation]:
+def evaluations(archive: Archive, *, arrays: Collection[str] | None = None, **equal: Any) -> list[Evaluation]:
     """Evaluations in the order they were made, all or those whose columns equal what is given.
 
     A sequence means any of its values: `evaluations(archive, task="imdb", seed=[0, 1])`. Where `arrays`

@@ -10,8 +10,8 @@ from flax import nnx
 from discojax import objectives
 from discojax.objectives import LogProbs
 from discojax.population import StepMetrics, batch_indices
-from discojax.population.step import MARGIN_EDGES
 from discojax.population.lanes import idle_settings, stack_jobs
+from discojax.population.step import MARGIN_EDGES
 
 STEPS = 5
 
