@@ -1,6 +1,14 @@
 """How Sphinx builds these pages: `sphinx-build -W -b html docs docs/_build`."""
 
+import shutil
+from pathlib import Path
+
 from discojax import __version__
+
+# Sphinx knows only what lies below this folder.
+_here = Path(__file__).resolve().parent
+shutil.rmtree(_here / "notebooks", ignore_errors=True)
+shutil.copytree(_here.parent / "notebooks", _here / "notebooks", ignore=shutil.ignore_patterns(".*"))
 
 project = "discojax"
 author = "the discojax authors"

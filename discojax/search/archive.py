@@ -1,14 +1,14 @@
 """The archive: every proposal and every measurement of a run, in one SQLite file.
 
 `runs/NAME/archive.sqlite` may be read at any time, also while the run writes, with `sqlite3` or with
-`pandas.read_sql`. For reading there are views, which stay the same when the tables change:
+`pandas.read_sql`. For reading there are views, which stay the same when the tables change::
 
-| view | a row is | columns |
-|---|---|---|
-| `proposals` | a proposal, in order | all of `Attempt` but `raw_reply` and `thought` |
-| `scores` | an evaluation | all of `Evaluation` but the per-prompt arrays, with `operator`, `generation` |
-| `failures` | a proposal or lane that failed | `kind`, `name`, `stage`, `reason`, `created` |
-| `spending` | a language model, by purpose | `requests`, `tokens_*`, `dollars`, `unpriced` |
+    | view | a row is | columns |
+    |---|---|---|
+    | `proposals` | a proposal, in order | all of `Attempt` but `raw_reply` and `thought` |
+    | `scores` | an evaluation | all of `Evaluation` but arrays of prompts, with `operator`, `generation` |
+    | `failures` | a proposal or lane that failed | `kind`, `name`, `stage`, `reason`, `created` |
+    | `spending` | a language model, by purpose | `requests`, `tokens_*`, `dollars`, `unpriced` |
 
 The table `requests` has every request that was answered; see `discojax.search.ledger`.
 
