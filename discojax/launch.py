@@ -108,7 +108,8 @@ def transfer(config: Config, options: argparse.Namespace) -> int:
     from discojax.report import transfer as report
     from discojax.search import transfer as transferring
 
-    found = transferring.transfer(config, of_tasks)
+    with _kept(config):
+        found = transferring.transfer(config, of_tasks)
     report.show(found, confidence=config.evaluation.confidence)
     return 0
 

