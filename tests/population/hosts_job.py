@@ -11,7 +11,6 @@ import sys
 import time
 from typing import Any
 
-SCENARIO, (COORDINATOR, PROCESSES, PROCESS) = sys.argv[1], sys.argv[3::2]
 
 
 def act(message: Any) -> None:
@@ -58,22 +57,23 @@ def main() -> int:
     from discojax.population import hosts
     from discojax.population.joining import join
 
+    scenario, place = sys.argv[1], sys.argv[3::2]
     hosts._SILENCE = 4.0
-    process = join(COORDINATOR, PROCESSES, PROCESS)
+    process = join(*place)
     assert not hosts.alone()
     if process:
         return hosts.follow(act)
     try:
-        lead(hosts)
+        lead(hosts, scenario)
     except UserError as error:
         print(error)
         hosts.finish(2)
         return 2
-    hosts.finish(3 if SCENARIO == "share" else 0)
-    return 3 if SCENARIO == "share" else 0
+    hosts.finish(3 if scenario == "share" else 0)
+    return 3 if scenario == "share" else 0
 
 
-def lead(hosts: Any) -> None:
+def lead(hosts: Any, scenario: str) -> None:
     import ml_dtypes
     import numpy as np
 
@@ -84,7 +84,7 @@ def lead(hosts: Any) -> None:
         "flags": np.array([True, False, True]),
         "one": np.int64(2**40),
     }
-    if SCENARIO == "share":
+    if scenario == "share":
         for _ in range(2):  # given once, used twice
             hosts.give("content", tree)
             hosts.tell(("share", "content"))
@@ -94,22 +94,22 @@ def lead(hosts: Any) -> None:
         time.sleep(3)  # a leader may think; nobody's patience ends
         hosts.tell(("share", "content"))
         devices_work(tree)
-    elif SCENARIO == "ask to stop":
-        hosts.tell((SCENARIO,))
+    elif scenario == "ask to stop":
+        hosts.tell((scenario,))
         try:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("stopped here")))
             time.sleep(60)
         finally:
             hosts.finish(0)
-    elif SCENARIO == "leader dies":
+    elif scenario == "leader dies":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif SCENARIO == "hang":
-        hosts.tell((SCENARIO,))
+    elif scenario == "hang":
+        hosts.tell((scenario,))
         hosts.finish(0)
         raise AssertionError("it left without those that did not answer")
     else:
-        hosts.tell((SCENARIO,))
-        if SCENARIO == "die":
+        hosts.tell((scenario,))
+        if scenario == "die":
             hosts.tell(("share", "content"))
             devices_work(tree)  # alone, with a device that is not there any more
         for _ in range(600):

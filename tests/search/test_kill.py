@@ -99,6 +99,7 @@ def survives(folder: Path, candidates: int, kills: int, seed: int) -> dict[str, 
     return {"attempts": len(attempts), "evaluations": len(evaluations), "kills": killed, "resumed": resumed}
 
 
+@pytest.mark.slow
 def test_a_run_survives_three_kills(tmp_path):
     figures = survives(tmp_path, candidates=12, kills=3, seed=1)
     assert figures["kills"] == 3 and figures["attempts"] == 12 + 4

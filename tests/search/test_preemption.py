@@ -70,6 +70,7 @@ def whole(root, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [3])
 def test_sigterm_keeps_the_lanes_says_so_in_a_sentence_and_exits_0(call, whole, tmp_path, monkeypatch, capfd):
     calls = []
