@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 
-
 def act(message: Any) -> None:
     """The follower's side: works, fails, dies or hangs."""
     from discojax.errors import UserError
