@@ -108,6 +108,20 @@ def same(folder: Path, expected: Path) -> None:
     assert results["objectives"] == expected_results["objectives"]
 
 
+def alike(folder: Path, expected: Path) -> None:
+    """The same proposals and lanes, and the same numbers up to rounding.
+
+    For one device XLA may order a sum otherwise than for four.
+    """
+    found, wanted = (toy.rows(run / "archive.sqlite") for run in (folder, expected))
+    assert found[0] == wanted[0] and len(found[0]) == 4
+    assert len(found[1]) == len(wanted[1]) > 10
+    for one, other in zip(found[1], wanted[1], strict=True):
+        numbers, others = ([x for x in row if isinstance(x, float)] for row in (one, other))
+        assert [x for x in one if isinstance(x, str | int)] == [x for x in other if isinstance(x, str | int)]
+        assert numbers == pytest.approx(others, rel=1e-3, abs=1e-3)
+
+
 def test_two_processes_find_what_one_finds(start, one_of_two, tmp_path):
     codes, out, err = start(tmp_path, 2, *SETTINGS).end()
     assert codes == [0, 0], err
@@ -123,7 +137,7 @@ def test_four_processes_find_it_too(start, tmp_path, tmp_path_factory):
     assert codes == [0], err
     codes, _, err = start(tmp_path, 4, *SETTINGS).end()
     assert codes == [0] * 4, err
-    same(tmp_path / "run", whole / "run")
+    alike(tmp_path / "run", whole / "run")
 
 
 def test_one_that_is_killed_ends_the_job_and_resume_goes_on(start, one_of_two, tmp_path):
