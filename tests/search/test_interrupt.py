@@ -61,7 +61,8 @@ def test_ctrl_c_while_a_busy_server_is_waited_for(answered, tmp_path):
         assert process.poll() is None, (stopped / "log.txt").read_text()[-2000:]
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) != 0, "it ended, minutes before the pause would have"
-        assert "KeyboardInterrupt" in (stopped / "log.txt").read_text()
+        said = (stopped / "log.txt").read_text()
+        assert "KeyboardInterrupt" in said or "stopping.Stopped" in said  # wherever the run just was
         assert {row[3] for row in attempts(stopped)} == {"library"}, "nothing is said of what is not known"
 
         sent = len(server.state.generations)
