@@ -32,3 +32,23 @@ def pytest_runtest_makereport(
 def repository() -> Path:
     """The root of the clone that the tests are in."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
+    """A cache of a module's own, and in it what is compiled, as a command has: runs have much in common."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = str(tmp_path_factory.mktemp("cache"))
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISCOJAX_CACHE", folder)
+        for name, value in zip(names, (folder, 0.1), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -9,10 +9,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from discojax.config import load
 from discojax.launch import main
@@ -22,6 +20,7 @@ pytest.importorskip("transformers")
 tfds = pytest.importorskip("tensorflow_datasets")
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def _module(name, file):
@@ -42,22 +41,6 @@ FEW = (
     "evaluation.held_out_pairs=6", "evaluation.bootstrap=20", "evaluation.judged=4",
     "task.held_out_prompts=0.3",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("cache"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISCOJAX_CACHE", folder)
-        for name, value in zip(names, (folder, 0.1), strict=True):
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,9 @@ import importlib.util
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 pytest.importorskip("trl")
 
@@ -27,7 +25,7 @@ from discojax.report.export import export
 from discojax.search import finetune
 from discojax.search.opening import given
 
-pytestmark = [pytest.mark.parity, pytest.mark.slow]
+pytestmark = [pytest.mark.parity, pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 STEPS, BATCH, BETA, RATE, DECAY, LENGTH = 10, 8, 0.3, 1e-3, 0.05, 64
 EVERYTHING = """
@@ -43,23 +41,6 @@ GPT2 = {
     "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": LENGTH, "vocab_size": 304,
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": True,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One cache of what is compiled: only the objectives differ."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    folder = str(tmp_path_factory.mktemp("cache"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISCOJAX_CACHE", folder)
-        for name, value in zip(names, (folder, 0.1), strict=True):
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

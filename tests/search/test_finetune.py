@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 pytest.importorskip("transformers")
 
@@ -27,6 +26,8 @@ from discojax.policies.decoder import Decoder
 from discojax.policies.pretrained.architectures import policy_config
 from discojax.population.finetune import Stopped
 from discojax.search import finetune
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 SMALL = {
     "gpt2": {
@@ -43,23 +44,6 @@ CHAT = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The user's cache, and one of what is compiled, as a command has: these runs have much in common."""
-    folder = str(tmp_path_factory.mktemp("cache"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISCOJAX_CACHE", folder)
-        for name, value in zip(names, (folder, 0.1), strict=True):
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
