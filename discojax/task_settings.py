@@ -71,9 +71,11 @@ class Task:
     """What the policies are trained to do, and the preference pairs that there are for it.
 
     `name` is the task of the search and `held_out` the one of the report. Prompts have up to
-    `prompt_tokens` tokens. Each of `pairs` prompts is given `completions`, of which the two furthest
-    apart in reward make a pair, labelled by Bradley and Terry's model at `label_temperature`. `seed`
-    is that of all this data, which runs of different seeds share.
+    `prompt_tokens` tokens. Completions are drawn at `temperature`, from the `top_k` likeliest tokens (0:
+    from all) and of these from the fewest that have `top_p` of their probability. Each of `pairs` prompts
+    is given `completions`, of which the two furthest apart in reward make a pair, labelled by Bradley and
+    Terry's model at `label_temperature`. `seed` is that of all this data, which runs of different seeds
+    share.
 
     The task `preferences` has at most `pairs` pairs from `data`: a `.jsonl` or `.parquet` file, a folder
     of such, `hf:OWNER/NAME` or `tfds:NAME`, and of that the `split`, with these `columns` (where the
@@ -93,6 +95,8 @@ class Task:
     pairs: Count = 2000
     completions: Annotated[int, Range(least=2)] = 4
     temperature: Positive = 1.0
+    top_k: Natural = 0
+    top_p: Annotated[float, Range(above=0, most=1)] = 1.0
     label_temperature: Positive = 0.25
     seed: Natural = 0
     data: str = ""

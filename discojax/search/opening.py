@@ -187,7 +187,7 @@ def task_config(config: Config, held_out_pairs: int = 0) -> TaskConfig:
     return TaskConfig(
         DecoderConfig(
             layers=policy.layers, width=policy.width, heads=policy.heads,
-            vocab_size=policy.vocab_size, max_length=policy.max_length,
+            vocab_size=policy.vocab_size, max_length=policy.max_length, remat=policy.remat,
         ),
         SftConfig(**asdict(config.sft)),
         prompt_tokens=task.prompt_tokens,
@@ -195,6 +195,8 @@ def task_config(config: Config, held_out_pairs: int = 0) -> TaskConfig:
         pairs=task.pairs,
         completions=task.completions,
         temperature=task.temperature,
+        top_k=task.top_k,
+        top_p=task.top_p,
         label_temperature=task.label_temperature,
         seed=task.seed,
         held_out_pairs=held_out_pairs,

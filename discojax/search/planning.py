@@ -71,7 +71,9 @@ def work_of(config: Config, devices: int) -> tuple[Work, Sizes]:
     source = config.policy.pretrained
     if source is None:
         small = config.policy
-        policy = DecoderConfig(small.vocab_size, small.layers, small.width, small.heads, small.max_length)
+        policy = DecoderConfig(
+            small.vocab_size, small.layers, small.width, small.heads, small.max_length, remat=small.remat
+        )
     else:
         policy = replace(architecture_of(source), scan=True, remat=config.policy.remat)
     lora = config.policy.lora

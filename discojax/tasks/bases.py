@@ -56,7 +56,14 @@ class Base:
     def sampling(self, config: TaskConfig, eos_id: int | None = None) -> SamplingConfig:
         """How its completions are drawn, up to `eos_id`, by default its tokenizer's."""
         end = self.tokenizer.eos_id if eos_id is None else eos_id
-        return SamplingConfig(config.completion_tokens, end, self.tokenizer.pad_id, config.temperature)
+        return SamplingConfig(
+            config.completion_tokens,
+            end,
+            self.tokenizer.pad_id,
+            config.temperature,
+            config.top_k,
+            config.top_p,
+        )
 
     def begun(self, ids: list[int] | tuple[int, ...]) -> tuple[int, ...]:
         """A plain text's ids behind the token that begins a sequence, if the policy expects one."""

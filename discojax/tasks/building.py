@@ -126,7 +126,7 @@ def preference_pairs(
         "policy": asdict(base.config),  # heads change what the same weights do
         "prompts": cache.content_hash(list(prompts)),
         "reward": reward,
-        "sampling": asdict(sampling),
+        "sampling": sampling.content(),
         "pairs": count,
         "completions": config.completions,
         "label_temperature": config.label_temperature,
@@ -186,7 +186,7 @@ def finish(
         "pairs": dict(pairs._asdict()),
         "prompts": {split: list(p) for split, p in prompts.items()},
         "rewards": dict(rewards),
-        "sampling": asdict(sampling),
+        "sampling": sampling.content(),
         "held_out": None if held_out is None else dict(held_out._asdict()),
         "references": {split: list(texts) for split, texts in (references or {}).items()},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from discojax.data.pairs import Pairs
+from discojax.policies.architecture import DecoderConfig
 from discojax.policies.divergence import Divergence, completion_divergence
 from discojax.policies.logprobs import completion_logps
 from discojax.policies.sampling import Bucket, Samples, sample
@@ -59,6 +61,14 @@ class Measurement(NamedTuple):
 Sampler = Callable[[Any, Any, Any, Any, Sequence[Bucket], Any], tuple[Samples, Divergence]]
 
 
+_MOST = 2**31  # bytes of caches and logits that a device holds at a time, by this count
+
+
+def _row_bytes(config: DecoderConfig, time: int, itemsize: int) -> int:
+    """Bytes of a row's keys, values and logits: what sampling holds of it grows with them."""
+    return 2 * config.layers * config.key_heads * config.head_size * time * itemsize + 4 * config.vocab_size
+
+
 def make_sampler(
     graph: nnx.GraphDef,
     config: SamplingConfig,
@@ -66,6 +76,7 @@ def make_sampler(
     mesh: jax.sharding.Mesh,
     implementation: str,
     dtype: str = "float32",
+    most: int = _MOST,
 ) -> Sampler:
     """Builds `(params, frozen, chosen, seeds, buckets, reference) -> samples, divergences`, jitted.
 
@@ -75,31 +86,60 @@ def make_sampler(
     Results are `[lanes, prompts, ...]`. Only lanes where `chosen` is true are worked on; the
     others' values mean nothing. A lane's randomness comes from its seed alone, so lanes of one seed
     are given the same draws (common random numbers) and their difference is sharper than either. Into
-    which buckets prompts are put (`policies.sampling.length_buckets`) changes no completion.
+    which buckets prompts are put (`policies.sampling.length_buckets`) changes no completion, and nor
+    does how many of a bucket are measured at a time: as many as keep caches and logits of all lanes that
+    a device works on at once within `most` bytes, each part stopping when its own have ended.
     """
     tokens = config.tokens
+    itemsize = jnp.dtype(dtype).itemsize
 
-    def measure_bucket(policy, reference, key, bucket: Bucket):
+    def measure_rows(policy, reference, key, rows: Bucket, block: int):
         samples = sample(
             policy,
-            bucket.ids,
-            bucket.lengths,
+            rows.ids,
+            rows.lengths,
             key,
             tokens=tokens,
             eos_id=config.eos_id,
             pad_id=config.pad_id,
             temperature=config.temperature,
-            rows=bucket.rows,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            rows=rows.rows,
         )
         divergence = completion_divergence(
-            policy, reference, samples.ids, bucket.lengths, samples.completion_lengths, tokens=tokens
+            policy,
+            reference,
+            samples.ids,
+            rows.lengths,
+            samples.completion_lengths,
+            tokens=tokens,
+            block=block,
         )
         return samples, divergence
 
-    def measure_lane(params, frozen, seed, buckets, reference):
+    def measure_bucket(policy, reference, key, bucket: Bucket, lanes: int):
+        count, prompt = bucket.ids.shape
+        one = lanes * _row_bytes(policy.config, prompt + tokens, itemsize)
+        parts = -(-count // max(most // one, 1))
+        # A token's logits, and as many of the reference: those of a block are held besides.
+        block = max(min(most // (8 * policy.config.vocab_size * lanes), 1024), 8)
+        if parts == 1:
+            return measure_rows(policy, reference, key, bucket, block)
+        size = -(-count // parts)  # alike, so that few are measured twice to fill the last one
+        slices = jax.tree.map(
+            lambda x: jnp.pad(
+                x, ((0, -(-count // size) * size - count), *((0, 0),) * (x.ndim - 1)), mode="edge"
+            ).reshape(-1, size, *x.shape[1:]),
+            bucket,
+        )
+        found = jax.lax.map(lambda rows: measure_rows(policy, reference, key, rows, block), slices)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
+
+    def measure_lane(params, frozen, seed, buckets, reference, lanes):
         policy, reference = (nnx.merge(graph, cast(x, dtype), frozen) for x in (params, reference))
         key = jax.random.fold_in(jax.random.key(0x5A3), seed)
-        parts = [measure_bucket(policy, reference, key, bucket) for bucket in buckets]
+        parts = [measure_bucket(policy, reference, key, bucket, lanes) for bucket in buckets]
         place = jnp.argsort(jnp.concatenate([bucket.rows for bucket in buckets]))
         width = max(bucket.ids.shape[1] for bucket in buckets) + tokens
 
@@ -121,7 +161,7 @@ def make_sampler(
             params, chosen, seed = arguments
             return jax.lax.cond(
                 chosen,
-                lambda: measure_lane(params, frozen, seed, buckets, reference),
+                lambda: measure_lane(params, frozen, seed, buckets, reference, 1),
                 lambda: skip_lane(buckets),
             )
 
@@ -129,7 +169,7 @@ def make_sampler(
 
     def vmapped(params, frozen, chosen, seeds, buckets, reference):
         del chosen  # all lanes at once: leaving some out would save nothing
-        every = jax.vmap(measure_lane, in_axes=(0, None, 0, None, None))
+        every = jax.vmap(partial(measure_lane, lanes=len(seeds)), in_axes=(0, None, 0, None, None))
         return every(params, frozen, seeds, buckets, reference)
 
     lane, everywhere = jax.P("lane"), jax.P()

@@ -101,6 +101,8 @@ def _sampler(graph: nnx.GraphDef, config: SamplingConfig):
             eos_id=config.eos_id,
             pad_id=config.pad_id,
             temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
         )
 
     return run

@@ -257,6 +257,7 @@ def _reward(role: str, posts: Posts, sampled, base: Base, config: TaskConfig, ro
         "weights": base.identity,
         "policy": {"heads": base.config.heads},
         "temperature": config.temperature,
+        **{k: x for k, x in base.sampling(config).content().items() if k in ("top_k", "top_p")},
         "tokens": config.completion_tokens,
         "seed": config.seed,
         "version": overlap.VERSION,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -57,12 +57,22 @@ class Prompts(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are drawn: at most `tokens` tokens each, at `temperature`, up to `eos_id`."""
+    """How completions are drawn: at most `tokens` tokens each, at `temperature`, up to `eos_id`.
+
+    `top_k` and `top_p` leave unlikely tokens out, see `policies.sampling.likeliest`; by default none.
+    """
 
     tokens: int
     eos_id: int
     pad_id: int = 0
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def content(self) -> dict[str, Any]:
+        """What decides the draws, for content hashes: that no token is left out goes without saying."""
+        left_out = {"top_k": 0, "top_p": 1.0}
+        return {name: x for name, x in asdict(self).items() if name not in left_out or x != left_out[name]}
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class TaskConfig:
       prompt_tokens: prompts have at most this many tokens after the beginning-of-sequence.
       completion_tokens: the longest completion.
       pairs: how many prompts make a preference pair.
-      temperature: of sampling.
+      temperature, top_k, top_p: of sampling; see `SamplingConfig`.
       completions: sampled a prompt, of which the two furthest apart in reward make the pair.
       label_temperature: of the Bradley-Terry labels, in logits of the labelling reward.
       seed: of everything built here; a run's own seed is another.
@@ -145,6 +155,8 @@ class TaskConfig:
     pretrained: PretrainedConfig | None = None
     lora: LoraConfig | None = None
     own: OwnData = field(default_factory=OwnData)
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from discojax.config import load
 from discojax.errors import UserError
 from discojax.policies.decoder import DecoderConfig
 from discojax.policies.lora import LoraConfig
+from discojax.search.opening import task_config
 from discojax.search.planning import asked, work_of
 from discojax.search.steps import population_step
 
@@ -18,6 +19,11 @@ def test_the_quickstart_is_planned_as_it_runs():
     assert work.step == population_step(config, "vmap") and work.step.chunk == 5
     assert work.policy == DecoderConfig(4096, 3, 128, 4, 32, attention="xla") and work.lora is None
     assert (work.lanes, work.prompts, work.tokens, work.pairs, sizes) == (512, 7, 16, 2000, (0, 1, 1))
+
+
+def test_a_small_policy_keeps_as_little_as_the_config_says():
+    config = load(None, ["policy.remat=block"])
+    assert work_of(config, 16)[0].policy.remat == task_config(config).policy.remat == "block"
 
 
 def test_adapters_over_a_pretrained_base_are_planned_without_its_weights():

@@ -1,4 +1,8 @@
+from dataclasses import asdict
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -7,11 +11,12 @@ from discojax.data.pairs import Pairs
 from discojax.policies.decoder import Decoder, DecoderConfig
 from discojax.policies.divergence import completion_divergence
 from discojax.policies.logprobs import completion_logps
-from discojax.policies.sampling import length_buckets, sample
+from discojax.policies.sampling import Bucket, length_buckets, sample
 from discojax.tasks.measure import make_judge, make_margins, make_observe, make_sampler
 from discojax.tasks.types import Prompts, SamplingConfig
 
 SAMPLING = SamplingConfig(tokens=6, eos_id=2)
+LIKELIEST = SamplingConfig(tokens=6, eos_id=2, temperature=0.8, top_k=7, top_p=0.9)
 SEEDS = np.array([7, 7, 8, 7])
 ALL = np.ones(4, bool)
 
@@ -42,9 +47,13 @@ def lanes(graph_and_reference):
 
 
 @pytest.fixture(scope="module")
-def samplers(graph_and_reference):
+def mesh():
     types = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.make_mesh((1, 1, 1), ("lane", "data", "model"), axis_types=types, devices=jax.devices()[:1])
+    return jax.make_mesh((1, 1, 1), ("lane", "data", "model"), axis_types=types, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def samplers(graph_and_reference, mesh):
     graph, _ = graph_and_reference
     return {kind: make_sampler(graph, SAMPLING, mesh=mesh, implementation=kind) for kind in ("map", "vmap")}
 
@@ -66,7 +75,8 @@ def measure(samplers, prompts, graph_and_reference):
         of_host = {name: settings.pop(name, given) for name, given in host.items()}
         most = settings.pop("buckets", 1)
         buckets = length_buckets(*prompts, most=most, multiple=1)
-        observe = make_observe(samplers[kind], buckets, reference, **settings)
+        sampler = settings.pop("sampler", samplers[kind])
+        observe = make_observe(sampler, buckets, reference, **settings)
         judge = make_judge(prompts, **of_host)
         return lambda params, chosen, seeds: judge(observe(params, chosen, seeds), chosen)
 
@@ -83,23 +93,26 @@ def alone(graph_and_reference, prompts):
     """One policy's samples and divergence by `policies` themselves."""
     graph, reference = graph_and_reference
 
-    @jax.jit
-    def alone(params, key):
+    @partial(jax.jit, static_argnames=("config",))
+    def alone(params, key, config=SAMPLING):
         policy, other = (nnx.merge(graph, weights) for weights in (params, reference))
-        samples = sample(policy, *prompts, key, tokens=6, eos_id=2)
+        samples = sample(policy, *prompts, key, **asdict(config))
         lengths = samples.completion_lengths
         return samples, completion_divergence(policy, other, samples.ids, prompts.lengths, lengths, tokens=6)
 
     return alone
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
-def test_every_lane_is_what_its_policy_samples_alone(kind, measure, measured, lanes, prompts, alone):
-    results = measured if kind == "map" else measure(kind)(lanes, ALL, SEEDS)
+@pytest.mark.parametrize(("kind", "config"), [("map", SAMPLING), ("vmap", SAMPLING), ("map", LIKELIEST)])
+def test_every_lane_is_what_its_policy_samples_alone(
+    kind, config, measure, graph_and_reference, mesh, lanes, prompts, alone
+):
+    sampler = make_sampler(graph_and_reference[0], config, mesh=mesh, implementation=kind)
+    results = measure(kind, sampler=sampler)(lanes, ALL, SEEDS)
     for lane, result in enumerate(results):
         params = jax.tree.map(lambda x: x[lane], lanes)  # noqa: B023
         key = jax.random.fold_in(jax.random.key(0x5A3), int(SEEDS[lane]))
-        samples, divergence = jax.tree.map(np.asarray, alone(params, key))
+        samples, divergence = jax.tree.map(np.asarray, alone(params, key, config=config))
         ends = prompts.lengths + samples.completion_lengths
         rows = [row[a:b] for row, a, b in zip(samples.ids, prompts.lengths, ends, strict=True)]
         assert result.completions == decode(rows)
@@ -116,6 +129,72 @@ def test_buckets_change_no_measurement(kind, measure, measured, lanes, prompts):
         np.testing.assert_array_equal(ours.length, theirs.length)
         np.testing.assert_allclose(ours.kl, theirs.kl, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(ours.reverse_kl, theirs.reverse_kl, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["map", "vmap"])
+def test_how_many_are_measured_at_a_time_changes_no_measurement(
+    kind, measure, measured, graph_and_reference, mesh, lanes
+):
+    """Here two of a bucket of three, so that one is there twice."""
+    graph, _ = graph_and_reference
+    room = (4 if kind == "vmap" else 1) * 2 * (2 * 16 * 10 * 4 + 4 * 40)
+    sampler = make_sampler(graph, SAMPLING, mesh=mesh, implementation=kind, most=room)
+    for ours, theirs in zip(
+        measure(kind, buckets=2, sampler=sampler)(lanes, ALL, SEEDS), measured, strict=True
+    ):
+        assert ours.completions == theirs.completions
+        np.testing.assert_array_equal(ours.length, theirs.length)
+        np.testing.assert_allclose(ours.kl, theirs.kl, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(ours.reverse_kl, theirs.reverse_kl, rtol=1e-3, atol=1e-5)
+
+
+def test_what_measuring_holds_at_a_time_is_bounded(graph_and_reference, mesh, lanes):
+    graph, reference = graph_and_reference
+    ids = np.full((4096, 4), 3, np.int32)
+
+    def temporaries(most):
+        sampler = make_sampler(graph, SAMPLING, mesh=mesh, implementation="vmap", most=most)
+        buckets = (Bucket(ids, np.full(4096, 4, np.int32), np.arange(4096, dtype=np.int32)),)
+        lowered = sampler.lower(lanes, nnx.State({}), ALL, SEEDS, buckets, reference)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    row = 2 * 16 * 10 * 4 + 4 * 40  # keys, values and logits
+    # What it returns and draws from are small beside them, and the same for both.
+    assert temporaries(4 * 128 * row) < temporaries(2**31) / 4
+
+
+@pytest.mark.parametrize("kind", ["map", "vmap"])
+def test_a_bucket_stops_when_its_own_completions_have_ended(kind, monkeypatch, mesh):
+    """Behind 5 the head gives the end, behind 6 another 6: two buckets, one of each."""
+    config = DecoderConfig(vocab_size=40, layers=1, width=16, heads=2, max_length=12, tied=False)
+    policy = Decoder(config, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(policy)
+    params = jax.tree.map(jnp.zeros_like, params)
+    policy = nnx.merge(graph, params)
+    policy.norm.scale[...] = jnp.ones(16)
+    for token, then in ((5, 2), (6, 6)):
+        policy.embedding.embedding[...] = policy.embedding.embedding[...].at[token, token].set(1.0)
+        policy.lm_head.embedding[...] = policy.lm_head.embedding[...].at[then, token].set(1.0)
+    graph, params = nnx.split(policy)
+    calls = []
+    decode_one = Decoder.decode
+
+    def counted(self, ids, cache, positions):
+        jax.debug.callback(lambda _, room=cache.keys[0].shape[-3]: calls.append(room), ids[0])
+        return decode_one(self, ids, cache, positions)
+
+    monkeypatch.setattr(Decoder, "decode", counted)
+    buckets = tuple(
+        Bucket(np.full((2, width), token, np.int32), np.full(2, width, np.int32), np.array(rows, np.int32))
+        for width, token, rows in ((2, 5, [0, 2]), (4, 6, [1, 3]))
+    )
+    greedy = SamplingConfig(tokens=6, eos_id=2, temperature=0)
+    sampler = make_sampler(graph, greedy, mesh=mesh, implementation=kind)
+    one = jax.tree.map(lambda x: x[None], params)
+    samples, _ = sampler(one, nnx.State({}), np.ones(1, bool), SEEDS[:1], buckets, params)
+    jax.effects_barrier()
+    assert samples.completion_lengths.tolist() == [[1, 6, 1, 6]]
+    assert calls.count(2 + 6) == 1 and calls.count(4 + 6) == 6
 
 
 def test_a_seed_decides_the_draws_and_the_lane_does_not(measured):
@@ -181,7 +260,7 @@ def held_out():
     return Pairs(*ids, *(x.astype(np.int32) for x in (prompt, chosen, rejected)))
 
 
-def test_margins_of_held_out_pairs_are_those_of_training(graph_and_reference, lanes, held_out, measure):
+def test_margins_of_held_out_pairs_are_those_of_training(graph_and_reference, lanes, held_out, measure, mesh):
     graph, params = graph_and_reference
 
     def logps(weights, side):
@@ -190,8 +269,6 @@ def test_margins_of_held_out_pairs_are_those_of_training(graph_and_reference, la
 
     reference = {f"reference_{side}": np.asarray(logps(params, side)) for side in ("chosen", "rejected")}
     pairs = held_out._replace(**reference)
-    types = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.make_mesh((1, 1, 1), ("lane", "data", "model"), axis_types=types, devices=jax.devices()[:1])
     chosen = np.array([True, False, True, True])
     for kind in ("map", "vmap"):
         margins = make_margins(graph, tokens=6, mesh=mesh, implementation=kind)

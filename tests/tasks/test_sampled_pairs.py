@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -137,3 +139,16 @@ def test_no_seed_repeats_another_ones_draws(pairs_of, built):
 def test_one_completion_is_no_pair(pairs_of):
     with pytest.raises(UserError, match="task.completions must be at least 2, not 1"):
         pairs_of(completions=1)
+
+
+@pytest.mark.parametrize("left_out", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_where_one_token_is_left_all_completions_of_a_prompt_are_one(left_out, pairs_of):
+    pairs, dropped = pairs_of(config=replace(SAMPLING, **left_out))
+    assert len(pairs.prompt_length) == 0 and dropped.identical == 300
+
+
+def test_settings_that_leave_nothing_out_change_no_content_hash():
+    old = {"tokens": 6, "eos_id": EOS, "pad_id": PAD, "temperature": 1.0}
+    assert SAMPLING.content() == old
+    assert replace(SAMPLING, top_k=3).content() == {**old, "top_k": 3}
+    assert replace(SAMPLING, top_p=0.9).content() == {**old, "top_p": 0.9}
