@@ -269,8 +269,8 @@ def _kept(config: Config) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _resumable(name: str, config: Config, kept: str = "config.yaml") -> Iterator[None]:
-    """Says how to go on with a run that is stopped, if there is a file of it to go on from."""
+def _resumable(name: str, config: Config) -> Iterator[None]:
+    """Says how to go on with a run that is stopped, if it had begun."""
     from discojax.population.stopping import Preempted
 
     try:
@@ -278,7 +278,7 @@ def _resumable(name: str, config: Config, kept: str = "config.yaml") -> Iterator
             yield
     except KeyboardInterrupt as stop:
         kind = Preempted if isinstance(stop, Preempted) else KeyboardInterrupt
-        if not (config.run.path / kept).exists():
+        if not (config.run.path / "config.yaml").exists():
             raise kind("Stopped, before there was anything to keep.") from None
         command = f"{PROGRAM} {name} --resume {config.run.remote or config.run.path}"
         raise kind(f"Stopped. `{command}` goes on where it left off.") from None
@@ -357,7 +357,7 @@ def _main(argv: Sequence[str] | None) -> int:
         else:
             command, options = read(words, _COMMANDS)
             if command.devices and _follows(options):
-                from discojax.search.instruments import follow
+                from discojax.search.following import follow
 
                 return follow()
             code = command.handler(load(config_file(options), options.overrides), options)

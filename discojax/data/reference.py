@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from discojax.data import cache
 from discojax.data.pairs import Pairs
 from discojax.policies import logprobs
 
-__all__ = ["pair_logps", "with_reference"]
+__all__ = ["digests", "pair_logps", "with_reference"]
 
 VERSION = 3
 _ROWS = 128
@@ -34,6 +35,8 @@ def with_reference(
     rows: int = _ROWS,
     root: Path | str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    weights: Sequence[str] | None = None,
+    measure: Callable[[], Sequence[np.ndarray]] | None = None,
 ) -> Pairs:
     """`pairs` with the summed log-probabilities of both completions under a policy, float32 nats.
 
@@ -45,11 +48,13 @@ def with_reference(
       tokens: the longest completion.
       dtype: what the policy computes in; the one that it will be trained in.
       rows: completions at a time.
+      weights: the `digests` of `params`, where they are known. None computes them.
+      measure: computes what is not in the cache, for weights that lie in several processes, of which only
+        one calls this; None is `pair_logps` of what is given.
     """
     inputs = {
         "pairs": cache.content_hash(pairs._asdict()),
-        # One after another: the host need not hold the weights twice.
-        "params": [cache.content_hash(np.asarray(x)) for x in jax.tree.leaves(params)],
+        "params": list(digests(params) if weights is None else weights),
         # Weights do not say all: the number of heads, for one, changes the function but no shape.
         "policy": asdict(nnx.merge(graph, params).config),
         "tokens": tokens,
@@ -57,15 +62,30 @@ def with_reference(
         "version": VERSION,
     }
 
+    def here() -> Sequence[np.ndarray]:
+        return pair_logps(pairs, graph, params, tokens=tokens, dtype=dtype, rows=rows, progress=progress)
+
     def make(directory: Path) -> None:
-        chosen, rejected = pair_logps(
-            pairs, graph, params, tokens=tokens, dtype=dtype, rows=rows, progress=progress
-        )
+        chosen, rejected = (measure or here)()
         np.savez(directory / "reference.npz", chosen=chosen, rejected=rejected)
 
     directory = cache.build("reference", inputs, make, root)
     with np.load(directory / "reference.npz") as saved:
         return pairs._replace(reference_chosen=saved["chosen"], reference_rejected=saved["rejected"])
+
+
+def digests(params: Any) -> list[str]:
+    """The content hash of every leaf. Where they lie in several processes, all of these must call it.
+
+    One after another: the host need not hold the weights twice.
+    """
+    return [cache.content_hash(_whole(x)) for x in jax.tree.leaves(params)]
+
+
+def _whole(x: Any) -> np.ndarray:
+    """An array on this host, wherever it lies."""
+    far = isinstance(x, jax.Array) and not x.is_fully_addressable
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True) if far else x)
 
 
 def pair_logps(
@@ -79,6 +99,8 @@ def pair_logps(
 ) -> list[Float32[np.ndarray, " pairs"]]:
     """Log-probabilities of the chosen and of the rejected completions, float32 nats summed over tokens.
 
+    Where the weights lie in several processes, all of these must call it, with the same pairs.
+
     Args:
       states: of the policy, `nnx.merge(graph, *states)`; the others as in `with_reference`.
     """
@@ -88,7 +110,7 @@ def pair_logps(
     for start in range(0, count, at_once):
         some = np.minimum(np.arange(start, start + at_once), count - 1)  # one shape, one compilation
         batch = [x[some] for x in pairs[:5]]
-        parts.append(np.asarray(_logps(graph, states, *batch, tokens=tokens, prompts=prompts, dtype=dtype)))
+        parts.append(_whole(_logps(graph, states, *batch, tokens=tokens, prompts=prompts, dtype=dtype)))
         progress(2 * min(start + at_once, count), 2 * count)
     chosen, rejected = np.concatenate(parts, axis=1)[:, :count].astype(np.float32)
     return [chosen, rejected]

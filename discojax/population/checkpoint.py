@@ -59,6 +59,9 @@ class Checkpoints:
       interval: seconds between two; 0 keeps lanes only when the run is stopped.
       keep: how many there are; older ones are deleted.
       say: told in a sentence what the user should know.
+
+    Attributes:
+      foreign: whether `restore` found checkpoints of another identity.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Checkpoints:
         self._next = time.monotonic() + interval
         self._orbax: Any = None
         self._hopeless = False
+        self.foreign = False  # whether what is there was found to be of other work
         self._spent = False  # whether what a former process left has been made use of
 
     def left(self) -> bool:
@@ -134,6 +138,7 @@ class Checkpoints:
             if found is not None:
                 self._spent = True
                 return found
+            self.foreign = True
         return None
 
     def close(self) -> None:

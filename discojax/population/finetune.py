@@ -6,23 +6,16 @@ is to keep: on one device a run that was stopped ends with the bits that it woul
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
 from discojax.errors import UserError
-from discojax.policies import weights
-from discojax.population.engine import Engine
+from discojax.population.checkpoint import Held
 from discojax.population.lanes import Job, LaneState, stack_jobs
-from discojax.population.placement import lane_shardings
+from discojax.population.operations import Advance, Begin, Restore, Save, Station, perform
 from discojax.population.stopping import Stopped, deferred
 
-__all__ = ["Step", "Stopped", "finetune", "load_state", "save_state"]
+__all__ = ["Step", "Stopped", "finetune"]
 
 
 class Step(NamedTuple):
@@ -36,86 +29,57 @@ class Step(NamedTuple):
 
 
 def finetune(
-    engine: Engine,
+    station: Station,
     job: Job,
     *,
-    file: Path,
-    identity: str,
     every: int,
     report: Callable[[Step], None] = lambda step: None,
 ) -> LaneState:
-    """Trains one policy, from `file` on if it is there.
+    """Trains one policy, from where a former process left it if the station has a checkpoint of that.
 
     Args:
-      engine: of one lane. Its weights that train are given up once the lane has its own.
+      station: of one lane, which begins `once`.
       job: what to train.
-      file: where the state is kept.
-      identity: the content hash of all that the state depends on; a file of another one is refused.
       every: steps between two times that it is kept.
       report: told after every call to the device.
 
     Raises:
-      UserError: the file is of another run or cannot be read, or training diverged.
+      UserError: what is kept is of another run, or training diverged.
       Stopped: after Ctrl-C or SIGTERM, when the state has been kept.
     """
-    programs = engine.programs
+    state, step = _begun(station)
     settings = stack_jobs([job])
-    state = load_state(engine, file, identity) if file.exists() else programs.fresh(engine.params)
-    jax.tree.map(lambda x: x.delete(), engine.params)
-    step, kept = int(state.step[0]), -1
     with deferred() as deferral:
-        try:
-            while step < job.steps:
-                state, metrics = programs.advance(state, settings, engine.frozen, engine.data)
-                before, step = step, int(state.step[0])
-                if bool(state.diverged[0]):
-                    raise UserError(
-                        f"Training diverged at step {before}: its loss or gradient was not finite. Lower the "
-                        "learning rate or beta; what was kept before it is in the run's folder."
-                    )
-                _, *means = (float(x[0]) / max(step - before, 1) for x in metrics[:-1])
-                report(Step(step, *means))
-                if step // every > before // every or step == job.steps:
-                    save_state(state, file, identity)
-                    kept = step
-                if (stop := deferral.asked()) is not None:
-                    raise stop
-        except KeyboardInterrupt as stop:
-            if kept != step:
-                save_state(state, file, identity)
-            raise (stop if isinstance(stop, Stopped) else Stopped()) from None
+        while step < job.steps:
+            state, advanced = perform(station, state, Advance(settings))
+            before, step = step, int(advanced.step[0])
+            if advanced.diverged[0]:
+                raise UserError(
+                    f"Training diverged at step {before}: its loss or gradient was not finite. Lower the "
+                    "learning rate or beta; what was kept before it is in the run's folder."
+                )
+            report(Step(step, *(advanced.sums[1:5, 0] / max(step - before, 1)).tolist()))
+            stop = deferral.asked()
+            due = step // every > before // every or step >= job.steps
+            if station.checkpoints is not None and (due or stop is not None):
+                held = Held(("policy",), settings, advanced.step, advanced.sums.T)
+                state, _ = perform(station, state, Save(held, last=stop is not None))
+            if stop is not None:
+                raise stop
     return state
 
 
-def save_state(state: LaneState, file: Path, identity: str) -> None:
-    """Keeps a state in one safetensors file: the old one is there until the new one is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        weights.save({"state": state, "identity": np.frombuffer(identity.encode(), np.uint8)}, temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_state(engine: Engine, file: Path, identity: str) -> LaneState:
-    """A kept state, on the devices.
-
-    Raises:
-      UserError: it is of another run, or cannot be read.
-    """
-    like = jax.eval_shape(engine.programs.fresh, engine.programs.params)
-    mark = np.frombuffer(identity.encode(), np.uint8)
-    kept = weights.load({"state": like, "identity": jax.ShapeDtypeStruct(mark.shape, mark.dtype)}, file)
-    if bytes(kept["identity"]) != identity.encode():
+def _begun(station: Station) -> tuple[LaneState, int]:
+    """The state to go on from, and its step."""
+    kept = station.checkpoints
+    if kept is None or not kept.left():
+        return perform(station, None, Begin())[0], 0
+    state, held = perform(station, None, Restore())
+    if held is not None:
+        return state, int(held.step[0])
+    if kept.foreign:
         raise UserError(
-            f"{file} is of other settings, data, weights or another objective than are given now: "
-            "give the same ones, or another run.name."
+            f"What is kept in {kept.directory} is of other settings, data, weights or another objective than "
+            "are given now: give the same ones, or another run.name."
         )
-    places = lane_shardings(engine.programs.mesh, like)
-    state: LaneState = jax.tree.map(jax.device_put, kept["state"], places)
-    return state
+    return state, 0

@@ -92,6 +92,10 @@ def _as_it_is(observed: Any, chosen: Bool[np.ndarray, " lanes"]) -> Sequence[Any
     return observed
 
 
+def _nothing(params: Any, chosen: Bool[np.ndarray, " lanes"], seeds: Int[np.ndarray, " lanes"]) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Station:
     """Where lanes train, and how their policies are measured.
@@ -99,18 +103,20 @@ class Station:
     Attributes:
       engine: see `make_engine`.
       observe: the device's part of measuring: given the weights of all lanes, which of them to look
-        at and every lane's seed, any tree of arrays.
+        at and every lane's seed, any tree of arrays. By default nothing.
       judge: the host's part: of that tree, as host arrays, and which lanes, one result for each of
         these, in order.
       checkpoints: of the lanes, if they are kept.
       identity: of all that a lane's work here depends on, besides its job.
+      once: whether lanes begin but once, so that the weights they begin with make room for their own.
     """
 
     engine: Engine
-    observe: Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], Any]
+    observe: Callable[[Any, Bool[np.ndarray, " lanes"], Int[np.ndarray, " lanes"]], Any] = _nothing
     judge: Callable[[Any, Bool[np.ndarray, " lanes"]], Sequence[Any]] = _as_it_is
     checkpoints: Checkpoints | None = None
     identity: str = ""
+    once: bool = False
 
 
 def perform(station: Station, state: LaneState | None, operation: Operation) -> tuple[LaneState, Any]:
@@ -120,7 +126,10 @@ def perform(station: Station, state: LaneState | None, operation: Operation) -> 
     """
     hosts.tell(operation)
     with hosts.guarded():
-        return _perform(station, state, operation)
+        state, answer = _perform(station, state, operation)
+        if station.once and isinstance(operation, Begin | Restore):
+            jax.tree.map(lambda x: x.delete(), station.engine.params)
+        return state, answer
 
 
 def _perform(station: Station, state: LaneState | None, operation: Operation) -> tuple[LaneState, Any]:

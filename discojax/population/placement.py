@@ -78,11 +78,12 @@ def _place(mesh: Mesh, tree: Any, spec: Any) -> Any:
 def put(tree: Any, places: Any) -> Any:
     """Arrays that every process has whole, where `places` (a tree of shardings, or one) puts them.
 
-    Each process puts on its own devices what is to lie there, and nothing else.
+    Each process puts on its own devices what is to lie there, and nothing else. An array that lies over
+    the devices of all processes already is divided anew, if it has to be.
     """
 
     def one(x: Any, place: NamedSharding) -> jax.Array:
-        if place.is_fully_addressable:
+        if place.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return jax.device_put(x, place)
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, place, lambda part: host[part])

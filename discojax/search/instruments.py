@@ -1,7 +1,7 @@
 """Instruments: the compiled functions that lanes are trained and measured with, in every process alike.
 
 The process that leads makes a `Design` of them and opens stations; the others make the same of what they
-are told (`follow`). They know no proposer, no reward and no archive.
+are told (`search.following`). They know no proposer, no reward and no archive.
 """
 
 from __future__ import annotations
@@ -21,15 +21,23 @@ from discojax.policies.sampling import length_buckets
 from discojax.population import hosts
 from discojax.population.checkpoint import Checkpoints
 from discojax.population.engine import Programs, make_engine, make_programs
-from discojax.population.lanes import LaneState
 from discojax.population.mesh import make_mesh
-from discojax.population.operations import Station, perform
+from discojax.population.operations import Station
 from discojax.population.placement import put
 from discojax.population.step import StepConfig
 from discojax.tasks.measure import Margins, Sampler, make_margins, make_observe, make_sampler
 from discojax.tasks.types import Prompts, SamplingConfig, Task
 
-__all__ = ["Design", "Instruments", "follow", "make_instruments", "open_station"]
+__all__ = [
+    "Design",
+    "Instruments",
+    "Look",
+    "Open",
+    "make_instruments",
+    "open_station",
+    "opened",
+    "reached",
+]
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Instruments(NamedTuple):
     margins: Margins | None
 
 
-class _Open(NamedTuple):
+class Open(NamedTuple):
     """The message that a station is opened."""
 
     design: Design
@@ -75,7 +83,7 @@ class _Open(NamedTuple):
     identity: str
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """The question whether everyone sees a file."""
 
     file: str
@@ -130,18 +138,18 @@ def open_station(
       UserError: there are too few pairs, or the lanes do not fit into memory.
     """
     goods = _Goods(task.params, task.frozen, task.pairs, task.held_out, task.prompts)
-    if checkpoints is not None and not _reached(checkpoints):
+    if checkpoints is not None and not reached(checkpoints):
         checkpoints = None
     hosts.give(task.identity, goods)
     kept = None if checkpoints is None else (checkpoints.directory, checkpoints.keep)
-    hosts.tell(_Open(instruments.design, task.identity, split, prompts, kept, identity))
+    hosts.tell(Open(instruments.design, task.identity, split, prompts, kept, identity))
     return replace(_station(instruments, goods, split, prompts), checkpoints=checkpoints, identity=identity)
 
 
 _reach: dict[str, bool] = {}
 
 
-def _reached(checkpoints: Checkpoints) -> bool:
+def reached(checkpoints: Checkpoints) -> bool:
     """Whether every process can write its part of a checkpoint. That one cannot is said once."""
     directory = checkpoints.directory
     if hosts.alone() or "://" in directory:
@@ -150,7 +158,7 @@ def _reached(checkpoints: Checkpoints) -> bool:
         folder = Path(directory).parent
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".hosts-") as mark:
-            hosts.tell(_Look(mark.name))
+            hosts.tell(Look(mark.name))
             _reach[directory] = hosts.all_see(mark.name)
         if not _reach[directory]:
             checkpoints.say(
@@ -158,6 +166,19 @@ def _reached(checkpoints: Checkpoints) -> bool:
                 "run.directory as a folder that they share, or as gs://BUCKET/PATH."
             )
     return _reach[directory]
+
+
+def opened(instruments: Instruments | None, message: Open) -> tuple[Instruments, Station]:
+    """The station that the leader has opened, and the instruments, which are the ones there are if they do.
+
+    Raises:
+      UserError: the lanes do not fit into memory.
+    """
+    goods = _Goods(*hosts.given(message.task))
+    if instruments is None or instruments.design != message.design:
+        instruments = make_instruments(message.design, goods.params, goods.frozen)
+    station = _station(instruments, goods, message.split, message.prompts)
+    return instruments, replace(station, identity=message.identity)
 
 
 def _station(instruments: Instruments, goods: _Goods, split: str, prompts: int) -> Station:
@@ -169,41 +190,3 @@ def _station(instruments: Instruments, goods: _Goods, split: str, prompts: int) 
         margins=instruments.margins, held_out=put(goods.held_out, everywhere),
     )  # fmt: skip
     return Station(engine, observe)
-
-
-def follow() -> int:
-    """Does the device work of a run that another process leads, until it ends; returns the exit code."""
-    instruments: Instruments | None = None
-    station: Station | None = None
-    state: LaneState | None = None
-    checkpoints: dict[Any, Checkpoints | None] = {None: None}
-
-    def act(message: Any) -> None:
-        nonlocal instruments, station, state
-        if isinstance(message, _Open):
-            state = station = None  # their memory is needed
-            goods = _Goods(*hosts.given(message.task))
-            if instruments is None or instruments.design != message.design:
-                instruments = make_instruments(message.design, goods.params, goods.frozen)
-            if message.kept is not None and message.kept not in checkpoints:
-                directory, keep = message.kept
-                # When there is a time to save, and what to say, is the leader's.
-                checkpoints[message.kept] = Checkpoints(directory, interval=0, keep=keep, say=lambda _: None)
-            station = replace(
-                _station(instruments, goods, message.split, message.prompts),
-                checkpoints=checkpoints[message.kept],
-                identity=message.identity,
-            )
-            return
-        if isinstance(message, _Look):
-            hosts.all_see(message.file)
-            return
-        assert station is not None
-        state, _ = perform(station, state, message)
-
-    try:
-        return hosts.follow(act)
-    finally:
-        for each in checkpoints.values():
-            if each is not None:
-                each.close()

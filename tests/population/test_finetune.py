@@ -14,8 +14,10 @@ from discojax.errors import UserError
 from discojax.policies.lora import LoraConfig, add_lora
 from discojax.policies.partition import partition
 from discojax.population import StepConfig, make_engine, make_programs
+from discojax.population.checkpoint import Checkpoints
 from discojax.population.finetune import finetune
 from discojax.population.lanes import stack_jobs
+from discojax.population.operations import Station
 from discojax.population.stopping import Preempted, Stopped
 
 
@@ -46,11 +48,22 @@ def engine(setting, adapted, programs):
 
 
 @pytest.fixture(scope="module")
-def run_of(tmp_path_factory):
-    def run(engine, job, file=None, identity="a" * 64, every=100, report=lambda step: None):
-        file = file or tmp_path_factory.mktemp("run") / "checkpoint"
-        state = finetune(engine, job, file=file, identity=identity, every=every, report=report)
-        return jax.tree.map(np.asarray, state), file
+def said():
+    """What was told of checkpoints."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run_of(said, tmp_path_factory):
+    def run(engine, job, folder=None, identity="a" * 64, every=100, report=lambda step: None):
+        folder = folder or tmp_path_factory.mktemp("run") / "checkpoints"
+        checkpoints = Checkpoints(str(folder), interval=0, say=said.append)
+        station = Station(engine, checkpoints=checkpoints, identity=identity, once=True)
+        try:
+            state = finetune(station, job, every=every, report=report)
+        finally:
+            checkpoints.close()
+        return jax.tree.map(np.asarray, state), folder
 
     return run
 
@@ -80,7 +93,7 @@ def test_lanes_of_adapters_share_a_base_and_each_trains_as_it_would_alone(
 def test_it_starts_at_log_two_falls_and_raises_the_margin(setting, adapted, engine, job, run_of):
     graph, _, frozen = adapted
     steps = []
-    state, file = run_of(engine, job("dpo", steps=12, learning_rate=0.02), report=steps.append)
+    state, folder = run_of(engine, job("dpo", steps=12, learning_rate=0.02), report=steps.append)
     assert steps[0].loss == pytest.approx(np.log(2), abs=1e-6)
     assert steps[0].margin == pytest.approx(0, abs=1e-5)
     assert [step.step for step in steps] == list(range(1, 13))
@@ -89,7 +102,8 @@ def test_it_starts_at_log_two_falls_and_raises_the_margin(setting, adapted, engi
     chosen, rejected = pair_logps(setting.pairs, graph, trained, frozen, tokens=setting.tokens)
     margins = (chosen - setting.pairs.reference_chosen) - (rejected - setting.pairs.reference_rejected)
     assert (margins > 0).mean() > 0.6
-    assert file.exists()
+    assert [kept.name for kept in folder.iterdir()] == ["0"], "kept at its end"
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(engine.params)), "what it began with makes room"
 
 
 def test_the_log_probabilities_before_training_are_the_references(setting, adapted, tmp_path):
@@ -103,15 +117,24 @@ def test_the_log_probabilities_before_training_are_the_references(setting, adapt
     assert np.abs(half.reference_rejected - rejected).max() > 1e-3, "computed in another precision"
 
 
-@pytest.mark.parametrize("how", ["between steps", "by Ctrl-C", "by SIGTERM", "killed"])
-def test_a_stop_changes_no_bit(how, setting, adapted, programs, engine, job, run_of, tmp_path):
+@pytest.fixture
+def again(setting, adapted, programs):
+    """An engine, once more."""
+
+    def again():
+        _, params, frozen = adapted
+        return make_engine(programs[1], jax.tree.map(jnp.copy, params), setting.pairs, frozen)
+
+    return again
+
+
+@pytest.mark.parametrize("how", ["by Ctrl-C", "by SIGTERM", "killed"])
+def test_a_stop_changes_no_bit(how, again, engine, job, run_of, tmp_path):
     wanted = job("discopop", seed=1, steps=6, learning_rate=0.02)
     whole, _ = run_of(engine, wanted)
-    file = tmp_path / "checkpoint"
+    folder = tmp_path / "checkpoints"
 
     def stop(step):
-        if step.step == 3 and how == "between steps":
-            raise KeyboardInterrupt
         if step.step == 3 and how == "by Ctrl-C":
             os.kill(os.getpid(), signal.SIGINT)
         if step.step == 3 and how == "by SIGTERM":
@@ -119,32 +142,29 @@ def test_a_stop_changes_no_bit(how, setting, adapted, programs, engine, job, run
         if step.step == 3 and how == "killed":
             raise RuntimeError("nothing can be kept now")
 
-    def again():
-        _, params, frozen = adapted
-        return make_engine(programs[1], jax.tree.map(jnp.copy, params), setting.pairs, frozen)
-
     handler = signal.getsignal(signal.SIGINT)  # ignored, where a shell runs the tests in the background
     expected = {"killed": RuntimeError, "by SIGTERM": Preempted}.get(how, Stopped)
     with pytest.raises(expected):
-        run_of(again(), wanted, file, every=2, report=stop)
+        run_of(again(), wanted, folder, every=2, report=stop)
     told = []
-    resumed, _ = run_of(again(), wanted, file, report=told.append)
+    resumed, _ = run_of(again(), wanted, folder, report=told.append)
     assert told[0].step == (3 if how == "killed" else 4)
     for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(x, y)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_the_state_of_another_run_is_refused(setting, adapted, programs, engine, job, run_of, tmp_path):
-    file = tmp_path / "checkpoint"
-    run_of(engine, job("dpo", steps=1), file)
-    _, params, frozen = adapted
-    for identity, content, text in (("b" * 64, None, "other settings"), ("a" * 64, b"x", "not a readable")):
-        if content:
-            file.write_bytes(content)
-        fresh = make_engine(programs[1], jax.tree.map(jnp.copy, params), setting.pairs, frozen)
-        with pytest.raises(UserError, match=text):
-            run_of(fresh, job("dpo", steps=1), file, identity=identity)
+def test_what_is_kept_of_another_run_is_refused_and_what_is_damaged_is_not_taken(
+    again, job, run_of, said, tmp_path
+):
+    folder = tmp_path / "checkpoints"
+    run_of(again(), job("dpo", steps=2), folder, every=1)
+    with pytest.raises(UserError, match="other settings"):
+        run_of(again(), job("dpo", steps=2), folder, identity="b" * 64)
+    (folder / "1" / "lanes" / "manifest.ocdbt").unlink()
+    steps = []
+    run_of(again(), job("dpo", steps=3), folder, report=steps.append)
+    assert [step.step for step in steps] == [2, 3] and "the one before it is taken" in said[-1]
 
 
 def test_divergence_is_a_sentence_with_its_step(engine, job, run_of):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -15,6 +17,8 @@ from flax import nnx
 
 pytest.importorskip("transformers")
 
+import policies
+
 from discojax.config import Config, load
 from discojax.data import hub_tokenizers, reviews
 from discojax.data import tokenizer as byte_bpe
@@ -22,58 +26,16 @@ from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
 from discojax.launch import main
 from discojax.policies import peft, pretrained
-from discojax.policies.decoder import Decoder
-from discojax.policies.pretrained.architectures import policy_config
 from discojax.population.finetune import Stopped
-from discojax.search import finetune
+from discojax.search import finetune, workbench
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-SMALL = {
-    "gpt2": {
-        "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32,
-        "tie_word_embeddings": True,
-    },
-    "llama": {
-        "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32,
-        "tie_word_embeddings": False,
-    },
-}  # fmt: skip
-CHAT = (
-    "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Two small policies as directories of Transformers, and pairs of real sentences."""
-    root = tmp_path_factory.mktemp("home")
-    texts = reviews.fold(reviews.load(), "rotten_tomatoes", "policy").texts[:120]
-    names = dict(zip(("pad_token", "bos_token", "eos_token"), byte_bpe.SPECIAL_TOKENS, strict=True))
-    tokenizer = TextTokenizer("small", byte_bpe.train(texts, 300), 2, 0, 1, names, CHAT)
-    for name, config in SMALL.items():
-        config = config | {"vocab_size": tokenizer.size}
-        policy = Decoder(policy_config(config, name), rngs=nnx.Rngs(0))
-        graph, params = nnx.split(policy)
-        policy = nnx.merge(graph, jax.tree.map(lambda x: 8 * x if len(x) == tokenizer.size else x, params))
-        pretrained.save(pretrained.Pretrained(policy, config, Path("nowhere")), root / name)
-        hub_tokenizers.save(tokenizer, root / name)
-    rows, chats = [], []
-    for text in texts:
-        words = text.split()
-        if len(words) > 8:
-            rows.append({"prompt": " ".join(words[:2]), "chosen": " " + " ".join(words[2:5]),
-                         "rejected": " " + " ".join(words[5:8])})  # fmt: skip
-            question = {"role": "user", "content": rows[-1]["prompt"]}
-            replies = ({"role": "assistant", "content": rows[-1][side]} for side in ("chosen", "rejected"))
-            chats.append(
-                dict(zip(("chosen", "rejected"), ([question, reply] for reply in replies), strict=True))
-            )
-    for file, content in (("pairs.jsonl", [{"prompt": "no more"}, *rows]), ("chats.jsonl", chats)):
-        (root / file).write_text("".join(json.dumps(row) + "\n" for row in content))
-    return root
+    """Two small policies, `gpt2` and `llama`, and pairs of real sentences in two forms."""
+    return policies.make(tmp_path_factory.mktemp("home"))
 
 
 def settings(home, folder, policy="llama", **changes) -> Config:
@@ -106,14 +68,16 @@ def run(tmp_path_factory):
 
     def run(config):
         kept = {}
-        keep = finetune._save
+        write = workbench.write
 
-        def noted(config, loaded, graph, trained, frozen, *rest):
-            kept["policy"] = nnx.merge(graph, trained, frozen)
-            keep(config, loaded, graph, trained, frozen, *rest)
+        def noted(bench, state, folder):
+            kept["policy"] = nnx.merge(
+                bench.graph, workbench._trained(bench, state), bench.station.engine.frozen
+            )
+            write(bench, state, folder)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(finetune, "_save", noted)
+            patch.setattr(workbench, "write", noted)
             return finetune.finetune(config), kept["policy"]
 
     return run
@@ -157,7 +121,7 @@ def test_all_weights_are_trained_and_saved(run, home, tmp_path):
     assert held_out.margin_interval[0] < held_out.margin < held_out.margin_interval[1]
     written = json.loads((tuned.folder / "results.json").read_text())
     assert written["held_out"]["accuracy"] == held_out.accuracy
-    assert not (tuned.folder / finetune.CHECKPOINT).exists(), "nothing to go on from"
+    assert not (tuned.folder / "checkpoints").exists(), "nothing to go on from"
 
 
 def test_adapters_are_saved_as_peft_has_them(run, home, tmp_path):
@@ -175,7 +139,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(whole, home, tmp_pat
         def stop(step):
             report(step)
             if step.step == 3:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
 
         return train(*arguments, report=stop, **options)
 

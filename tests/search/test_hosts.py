@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import jobs
 import pytest
 import small
 import toy
@@ -27,23 +23,6 @@ SETTINGS = (
     "search.elites=[1, 3, 2]", "search.candidates=2", "search.generations=1", "evaluation.finalists=1",
     "evaluation.baselines=[dpo]", "run.name=run",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Job:
-    """The processes of one command, started."""
-
-    processes: list[subprocess.Popen]
-
-    def end(self, timeout: float = 900) -> tuple[list[int], list[str], list[str]]:
-        """Exit codes, and what each printed."""
-        try:
-            said = [process.communicate(timeout=timeout) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-        codes = [process.returncode for process in self.processes]
-        return codes, [out for out, _ in said], [err for _, err in said]
 
 
 @pytest.fixture(scope="module")
@@ -60,32 +39,9 @@ def start(reviews, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def start(folder, processes, *arguments, devices=1, variables=()):
-        environment = {
-            **os.environ, **dict(variables), "JAX_PLATFORMS": "cpu", "DISCOJAX_CACHE": str(cache),
-            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false "
-            f"--xla_force_host_platform_device_count={devices}",
-        }  # fmt: skip
-        with socket.socket() as found:
-            found.bind(("localhost", 0))
-            port = found.getsockname()[1]
-        command = [
-            sys.executable,
-            str(PROGRAM),
-            str(reviews),
-            "discover",
-            f"run.directory={folder}",
-            *arguments,
-        ]
-        if processes == 1:
-            places = [[]]
-        else:
-            job = ["--coordinator", f"localhost:{port}", "--processes", str(processes)]
-            places = [[*job, "--process", str(i)] for i in range(processes)]
-        pipe = subprocess.PIPE
-        return Job([
-            subprocess.Popen([*command, *place], stdout=pipe, stderr=pipe, text=True, env=environment)
-            for place in places
-        ])  # fmt: skip
+        command = [str(PROGRAM), str(reviews), "discover", f"run.directory={folder}", *arguments]
+        environment = {**dict(variables), "DISCOJAX_CACHE": str(cache)}
+        return jobs.start(command, processes, devices=devices, environment=environment)
 
     return start
 

@@ -30,8 +30,8 @@ def save(pretrained: Pretrained, directory: str | Path, *, shard_bytes: int = 5_
     """Writes a policy as Transformers does: `config.json`, safetensors, and the source's tokenizer.
 
     `dataclasses.replace(pretrained, policy=trained)` is what one saves after training. Parameters
-    keep their dtype, and a host holds one file's at a time. With several hosts all of them call
-    this, and the first writes.
+    keep their dtype, and the host that writes holds one file's at a time. With several hosts all of
+    them call this, and the first writes.
 
     Args:
       pretrained: what `load` gave, with the policy to be saved.
@@ -65,7 +65,11 @@ def save(pretrained: Pretrained, directory: str | Path, *, shard_bytes: int = 5_
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         for file, names in shards.items():
-            shard = {name: _on_host(tensors[name], values) for name in names}
+            shard = {}
+            for name in names:
+                tensor = _on_host(tensors[name], values)
+                if writes:  # the others hold one tensor at a time
+                    shard[name] = tensor
             if writes:
                 save_file(shard, partial / file, metadata={"format": "pt"})
         if writes:
