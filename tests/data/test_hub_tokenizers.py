@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from discojax.data import gguf_tokenizer, hub_tokenizers
 from discojax.data import tokenizer as byte_bpe
@@ -99,18 +101,96 @@ def test_a_vocabulary_with_merges_goes_through_transformers(tokenizer_of, tmp_pa
     assert (read.eos_id, read.pad_id, read.bos_id) == (50256, 50256, None)
 
 
-@pytest.mark.parametrize("kind", ["ours", "gpt2", "smollm2", "unigram"])
-def test_what_is_saved_is_read_alike_here_and_by_transformers(kind, tokenizer_of, tmp_path):
+@pytest.fixture
+def of_gguf(tokenizer_of, tmp_path_factory):
+    """As a Llama's file has it: byte-level BPE, and a token that begins every sequence."""
+    gguf = pytest.importorskip("gguf")
+    vocabulary = tokenizer_of("ours").tokenizer
+    model = json.loads(vocabulary.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    special = vocabulary.get_added_tokens_decoder()
+    file = tmp_path_factory.mktemp("gguf") / "llama.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i in special else 1 for i in range(len(tokens))])
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(byte_bpe.BOS)
+    writer.add_eos_token_id(byte_bpe.EOS)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return hub_tokenizers.load(file, root=file.parent / "cache")
+
+
+@pytest.mark.parametrize("architecture", [None, "llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["ours", "gpt2", "smollm2", "unigram", "wordpiece", "gguf"])
+def test_what_is_saved_is_read_alike_here_and_by_transformers(
+    kind, architecture, tokenizer_of, tmp_path, request
+):
     transformers = pytest.importorskip("transformers")
-    made = tokenizer_of(kind)
+    made = request.getfixturevalue("of_gguf") if kind == "gguf" else tokenizer_of(kind)
+    if kind == "wordpiece":  # one of an encoder, whose own template would also end a sequence
+        made = dataclasses.replace(made, special_tokens={"bos_token": "[CLS]", "eos_token": "[SEP]"})
+        made.tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    if architecture is not None:  # Transformers may take a class of its own for one
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
     hub_tokenizers.save(made, tmp_path)
     read = hub_tokenizers.load(tmp_path)
-    assert (read.bos_id, read.eos_id, read.pad_id) == (made.bos_id, made.eos_id, made.pad_id)
+    pad = made.eos_id if "pad_token" not in made.special_tokens else made.pad_id
+    assert (read.bos_id, read.eos_id, read.pad_id) == (made.bos_id, made.eos_id, pad)
     assert (read.chat_template, read.special_tokens) == (made.chat_template, made.special_tokens)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    text = "a charming , funny film ."
-    assert read.encode(text) == made.encode(text) == theirs.encode(text, add_special_tokens=False)
+    begun = [] if made.bos_id is None else [made.bos_id]
+    for text in ("a charming , funny film .", "  Why not 42 ?\nna\u00efve \u65e5", ""):
+        assert read.encode(text) == made.encode(text) == theirs.encode(text, add_special_tokens=False)
+        assert theirs(text).input_ids == [*begun, *made.encode(text)]
     assert theirs.eos_token_id == made.eos_id
+    again = tmp_path / "again"
+    again.mkdir()
+    hub_tokenizers.save(read, again)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_config_that_says_no_beginning_is_heeded_by_transformers_too(tokenizer_of, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    made = tokenizer_of("unigram")
+    source = saved(made, tmp_path / "source", **made.special_tokens, add_bos_token=False)
+    assert transformers.AutoTokenizer.from_pretrained(source)("a film").input_ids[0] == 1  # as it is there
+    read = hub_tokenizers.load(source)
+    hub_tokenizers.save(read, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("a film").input_ids == read.encode("a film") == made.encode("a film")
+    assert hub_tokenizers.load(tmp_path).bos_id is None
+
+
+def test_saving_takes_the_place_of_another_tokenizer(tokenizer_of, tmp_path):
+    """Whatever Transformers would read of the other is gone, and the model itself is still there."""
+    transformers = pytest.importorskip("transformers")
+    transformers.GPT2Tokenizer.from_pretrained(
+        saved(tokenizer_of("gpt2"), tmp_path / "gpt2", **tokenizer_of("gpt2").special_tokens)
+    ).save_pretrained(tmp_path)
+    tokenizer_of("gpt2").tokenizer.model.save(str(tmp_path))
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        (tmp_path / name).write_text(json.dumps({"bos_token": "<|endoftext|>"}))
+    (tmp_path / "tokenizer.model").write_bytes(b"a SentencePiece model")
+    (tmp_path / "chat_template.jinja").write_text("{{ another }}")
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    made = tokenizer_of("unigram")
+    hub_tokenizers.save(made, tmp_path)
+    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == {
+        "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json",
+        "model.safetensors",
+    }  # fmt: skip
+    assert hub_tokenizers.load(tmp_path).chat_template == made.chat_template
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("a film").input_ids == [1, *made.encode("a film")]
+    assert theirs.chat_template == made.chat_template
 
 
 def test_ours(tokenizer_of, tmp_path):
