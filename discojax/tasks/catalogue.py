@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from discojax.data import reviews as reviews_data
 from discojax.errors import UserError, nearest
-from discojax.tasks import overlap, preferences, reviews, rewards, summaries
+from discojax.tasks import overlap, own_rewards, preferences, reviews, rewards, summaries
 from discojax.tasks.bases import pretrained_base
 from discojax.tasks.judges import Judge
 from discojax.tasks.types import Report, Reward, Task, TaskConfig
@@ -68,13 +68,15 @@ def build_all(
     }
 
 
-def other_reward(task: Task, split: str, *, root: Path | str | None = None) -> tuple[str, Reward]:
+def other_reward(task: Task, split: str, *, root: Path | str | None = None) -> tuple[str, Reward] | None:
     """A reward of another kind than the one that reports on `split`, with the name of its kind.
 
     For reviews a model of characters in place of words; where people wrote references, ROUGE's overlap
-    with them. What holds under one model's quirks alone does not hold under the other's.
+    with them, unless it is that which reports. One's own data may have another in `task.reward`. None
+    where there is no other. What holds under one model's quirks alone does not hold under the other's.
     """
-    if references := task.references.get(split):
+    references = task.references.get(split)
+    if references and task.rewards.get(split) != own_rewards.identify("rouge"):
         known = dict(zip(task.decode(task.prompts[split].rows()), references, strict=True))
 
         def overlap_of(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
@@ -82,6 +84,9 @@ def other_reward(task: Task, split: str, *, root: Path | str | None = None) -> t
 
         return "ROUGE-L", overlap_of
     if task.name == "preferences":
+        searched = task.rewards.get("search")  # absent where one reward is for everything
+        if searched in (None, task.rewards[split]):
+            return None
         return "the search's", task.reward["search"]
     model = rewards.build(reviews_data.load(), "reward_report", root=root, units="characters")
     return "characters instead of words", reviews.of_text(model.score)

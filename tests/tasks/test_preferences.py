@@ -147,6 +147,21 @@ def test_rouge_is_with_what_was_chosen(home):
     assert np.allclose(task.reward["report"](given, [""] * len(given)), 0)
 
 
+def test_another_reward_is_of_another_kind_than_the_reports_or_there_is_none(home, task):
+    kind, _ = catalogue.other_reward(task, "report")
+    assert kind == "ROUGE-L"
+    assert catalogue.other_reward(build(home, report_reward="rouge"), "report") is None
+    two = build(home, reward="lengths:score", report_reward="rouge")
+    kind, other = catalogue.other_reward(two, "report")
+    assert kind == "the search's"
+    given = two.decode(two.prompts["report"].rows())
+    assert not np.allclose(
+        other(given, two.references["report"]), two.reward["report"](given, two.references["report"])
+    )
+    unanswered = build(home, prompts="prompts.txt")
+    assert catalogue.other_reward(unanswered, "report") is None  # one reward for everything
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
