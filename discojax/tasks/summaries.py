@@ -9,7 +9,8 @@ one each to label pairs, to score the search and to report, and are proxies, whi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,10 +20,10 @@ import numpy as np
 
 from discojax.data import cache, tokenizer
 from discojax.data.pairs import Pairs
-from discojax.data.readers import Broken, read_rows
+from discojax.data.readers import Broken, Row, read_rows
 from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
-from discojax.tasks import building, overlap
+from discojax.tasks import building, docstrings, overlap
 from discojax.tasks.bases import Base
 from discojax.tasks.sampled_pairs import sample_completions
 from discojax.tasks.types import Prompts, Report, Task, TaskConfig
@@ -152,6 +153,12 @@ def build(
             )
         splits["report"] = whole.take(slice(None, -spare))
         held_out, _ = pairs(whole.take(slice(-spare, None)).prompts, config.held_out_pairs)
+    counts = {
+        "posts shortened": sum(n.shortened for n in left.values()),
+        "posts left out for a summary that is too long": sum(n.long_summaries for n in left.values()),
+        "posts left out for beginning as another": sum(n.repeated for n in left.values()),
+    }
+    kept = sum(len(found.references) for found in posts.values())
     spare = config.pairs + config.pairs // 20 + 8
     training, dropped = pairs(posts["policy"].take(slice(spare)).prompts, config.pairs)
     return building.finish(
@@ -166,11 +173,10 @@ def build(
         },
         references={split: found.references for split, found in splits.items()},
         facts={
+            "data": ["; ".join([f"{kept} posts", *(f"{n} {what}" for what, n in counts.items())])],
             "pairs left out": dropped,
             "proxy accuracy": {role: model.metadata["accuracy"] for role, model in models.items()},
-            "posts left out for a summary that is too long": sum(n.long_summaries for n in left.values()),
-            "posts left out for beginning as another": sum(n.repeated for n in left.values()),
-            "posts shortened": sum(n.shortened for n in left.values()),
+            **counts,
         },
     )  # fmt: skip
 
@@ -198,8 +204,8 @@ def _documents(source: str | None, root, report: Report) -> dict[str, list[tuple
         roles[next((role for role, end in ends if point < end), "prompts_report")].append(found[key])
     if short := [role for role, rows in roles.items() if len(rows) < 2]:
         raise UserError(
-            f"{source} has {len(found)} documents with a `document` and a `summary`, too few to give each "
-            f"part of the evaluation its own ({short[0]} has none)."
+            f"{source or 'What is installed'} has {len(found)} documents with a `document` and a `summary`, "
+            f"too few to give each part of the evaluation its own ({short[0]} has none)."
         )
     report("documents", 1, 1)
     return roles

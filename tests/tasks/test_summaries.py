@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 
@@ -152,6 +155,8 @@ def test_a_post_that_is_too_long_is_shortened_and_counted_and_keeps_the_marker(t
     assert task.facts["posts shortened"] > 0
     assert task.facts["posts left out for a summary that is too long"] > 0
     assert summaries.bodies_of(texts)[0] + summaries.MARKER == texts[0]
+    (said,) = task.facts["data"]  # which is printed
+    assert f"{task.facts['posts shortened']} posts shortened" in said and "a summary that is too long" in said
 
 
 def test_the_human_summary_is_whole_and_the_proxy_knows_it_from_a_sample(task):
