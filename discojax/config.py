@@ -171,12 +171,12 @@ class Evaluation:
     reward-KL frontier up to `kl_budget`, in nats a completion; intervals, from `bootstrap` replicates,
     are at `confidence`.
 
-    `evaluate` measures `objectives`, each at the one of `learning_rates` (none: population.learning_rate)
-    that was best for it on other prompts, and preference accuracy on `held_out_pairs`. `judge` compares
-    completions with a person's and with the supervised policy's: `proxy`, a reward model, or a language
-    model as SERVER:MODEL, such as `gemini:gemini-3.5-flash`; `judged` prompts are shown to it. `reward`
-    scores in place of the task's own: MODULE:FUNCTION, `score(prompts, completions) -> [n]`, or a
-    classifier's folder or hub id.
+    `evaluate` measures `objectives`, each at the one of `learning_rates` that was best for it on other
+    prompts (null: population.learning_rate and half of it; none: that alone), and preference accuracy on
+    `held_out_pairs`. `judge` compares completions with a person's and with the supervised policy's:
+    `proxy`, a reward model, or a language model as SERVER:MODEL, such as `gemini:gemini-3.5-flash`;
+    `judged` prompts are shown to it. `reward` scores in place of the task's own: MODULE:FUNCTION,
+    `score(prompts, completions) -> [n]`, or a classifier's folder or hub id.
     """
 
     finalists: Natural = 3
@@ -184,7 +184,7 @@ class Evaluation:
     objectives: tuple[str, ...] = (
         "dpo", "slic", "kto_pair", "dbaql", "padll", "aqfl", "cell", "discopop", "pfl",
     )  # fmt: skip
-    learning_rates: tuple[Positive, ...] = ()
+    learning_rates: tuple[Positive, ...] | None = None
     held_out_pairs: Natural = 200
     judge: str = "proxy"
     judged: Annotated[int, Range(least=2)] = 128
@@ -252,7 +252,7 @@ class Transfer:
     Baselines and others of the search, up to `objectives` in all, go along for the rank correlation.
     """
 
-    tasks: tuple[TaskName, ...] = ("imdb",)
+    tasks: tuple[TaskName, ...] = ("imdb", "tldr")
     objectives: Count = 12
     layers: Count = 2
     width: Count = 96

@@ -79,7 +79,10 @@ def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str],
 def evaluate(config: Config, options: argparse.Namespace) -> int:
     """Measures objectives on the held-out task: frontiers, win rates, intervals."""
     config, resume = _resumed(config, options)
-    given = objectives_of(options.objectives) or config.evaluation.objectives
+    if given := objectives_of(options.objectives):  # saved with the run, which goes on with them
+        config = dataclasses.replace(
+            config, evaluation=dataclasses.replace(config.evaluation, objectives=given)
+        )
     _configure_backend()
     from discojax.report import evaluation, page
     from discojax.search import discover
@@ -87,7 +90,7 @@ def evaluate(config: Config, options: argparse.Namespace) -> int:
 
     config = config if resume else discover.claim(config)
     with _resumable("evaluate", config):
-        found = evaluating.evaluate(config, given, resume=resume)
+        found = evaluating.evaluate(config, config.evaluation.objectives, resume=resume)
         evaluation.show(found, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
         page.write(config, say=print)
     return 0

@@ -15,6 +15,7 @@ import pytest
 from discojax.config import load
 from discojax.launch import main
 from discojax.search import archive as archives
+from discojax.search.evaluate import learning_rates
 
 pytest.importorskip("transformers")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -39,7 +40,7 @@ FEW = (
     "population.chunk=2", "population.mesh={lane: 0, data: 1, model: 1}", "evaluation.seeds=2",
     "evaluation.steps=2", "evaluation.prompts=8", "evaluation.search_prompts=4",
     "evaluation.held_out_pairs=6", "evaluation.bootstrap=20", "evaluation.judged=4",
-    "task.held_out_prompts=0.3",
+    "task.held_out_prompts=0.3", "evaluation.learning_rates=[]",
 )  # fmt: skip
 
 
@@ -170,7 +171,9 @@ def test_tldr_is_judged_on_posts_with_their_own_summaries_in_one_format(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_discovery_trains_on_chats_and_two_rewards_take_part(home, answering, tmp_path, monkeypatch):
+def test_discovery_trains_on_chats_and_two_rewards_take_part(
+    home, answering, tmp_path, monkeypatch, capfd
+):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reply_length.py").write_text(
@@ -179,19 +182,24 @@ def test_discovery_trains_on_chats_and_two_rewards_take_part(home, answering, tm
     chats = [
         {side: [{"role": "user", "content": p}, {"role": "assistant", "content": text}]
          for side, text in (("chosen", g), ("rejected", b))}
-        for p, g, b in halves(90)
+        for p, g, b in halves(150)
     ]  # fmt: skip
     mix = tmp_path / "dpo-mix"  # which `datasets` takes for a repository of the hub
     mix.mkdir()
-    for name, some in (("train", chats[:60]), ("test", chats[60:])):
+    for name, some in (("train", chats[:120]), ("test", chats[120:])):
         (mix / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     before = len(answering.state.generations)
+    nonsense, usual = iter(["What lovely weather."]), answering.state.answer
+    monkeypatch.setattr(
+        answering.state, "answer", lambda body, number: next(nonsense, "") or usual(body, number)
+    )
     made = run(
         "discover", "discovery_paper", tmp_path / "runs", f"policy.pretrained={home / 'zephyr'}",
         f"task.data=hf:{mix}", f"task.prompts=hf:{mix}", "task.prompt_tokens=40",
         "task.completion_tokens=12", "task.reward=judge:openai:qwen3:8b",
         f"proposer.base_url={answering.url}/v1",
-        "evaluation.reward=reply_length:score", "search.proposer=evolution", "search.candidates=1",
+        "evaluation.reward=reply_length:score", "task.held_out_prompts=0.5", "evaluation.search_prompts=20",
+        "search.proposer=evolution", "search.candidates=1",
         "search.generations=1", "search.rungs=[[1, 2, 4]]", "search.elites=[1, 2, 2]",
         "search.library=[dpo, slic]", "evaluation.finalists=1", "evaluation.baselines=[dpo]",
         "policy.lora={rank: 2, alpha: 4, targets: [query, value]}",
@@ -203,6 +211,14 @@ def test_discovery_trains_on_chats_and_two_rewards_take_part(home, answering, tm
     assert all(0 <= e.reward <= 1 for e in searched if e.status == "ok")
     assert [e for e in every if e.key.split == "report" and e.status == "ok"]
     assert facts["rewards"] == {"search": "judge:openai:qwen3:8b", "report": "reply_length:score"}
+    judged, chosen = facts["judged"], [e for e in every if e.key.split != "report"]
+    assert judged["completions judged"] == 20 * len(chosen) and judged["unanswered"] == 0
+    assert 1 <= judged["unparseable"] <= len(chosen)  # a completion that lanes share has one reply
+    said = " ".join(capfd.readouterr().err.split())
+    assert (
+        f"{judged['completions judged']} completions judged, {judged['unparseable']} replies unparseable, "
+        "0 unanswered." in said
+    )
 
 
 @pytest.mark.slow
@@ -237,6 +253,7 @@ def test_the_configs_have_the_papers_settings():
     assert imdb.evaluation.reward == "siebert/sentiment-roberta-large-english"
     assert imdb.search.betas == (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
     assert (imdb.task.completion_tokens, imdb.task.temperature, imdb.evaluation.prompts) == (60, 1.0, 1000)
+    assert learning_rates(imdb) == (5e-5,) and learning_rates(tldr) == learning_rates(discovery) == (5e-7,)
     for config in (tldr, discovery):
         assert config.policy.pretrained == "HuggingFaceH4/zephyr-7b-gemma-sft-v0.1"
         assert (config.search.betas, config.population.learning_rate) == ((0.05,), 5e-7)

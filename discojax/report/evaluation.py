@@ -26,6 +26,8 @@ from discojax.search.winrate import WinRate, rate_interval
 
 __all__ = ["findings", "show"]
 
+_OURS = "discopop"  # whom the paper's claims are about
+
 
 def show(
     evaluated: Evaluated, *, kl_budget: float, confidence: float, console: Console | None = None
@@ -35,8 +37,8 @@ def show(
     console.print()
     console.print(_frontiers(evaluated, kl_budget, confidence))
     console.print(_behaviour(evaluated))
-    if evaluated.wins:
-        console.print(_winners(evaluated, confidence))
+    for table in _winners(evaluated.wins, confidence):
+        console.print(table)
     for sentence in findings(evaluated, confidence):
         console.print(f"- {sentence}", highlight=False)
     for what, file in _write(evaluated, kl_budget, confidence).items():
@@ -142,20 +144,10 @@ def _behaviour(evaluated: Evaluated) -> Table:
     return _table("", caption, headings, rows, gap=0)
 
 
-def _winners(evaluated: Evaluated, confidence: float) -> Table:
-    wins = evaluated.wins
-    against = {"human": "human", SFT: "SFT"}
-    rows = [
-        [
-            win.name,
-            against[win.opponent],
-            _share(win.rate, confidence),
-            _share(win.controlled, confidence),
-            _plus_minus(win.difference, confidence, "{:+.3f}"),
-            f"{win.prompts}/{win.asked}",
-        ]
-        for win in wins
-    ]
+def _winners(wins: Sequence[WinRate], confidence: float) -> list[Table]:
+    """A table for each opponent; the last says how they are to be read."""
+    if not wins:
+        return []
     total = {what: sum(getattr(win, what) for win in wins) for what in
              ("ties", "unparseable", "unanswered", "verdicts", "empty")}  # fmt: skip
     caption = (
@@ -167,56 +159,118 @@ def _winners(evaluated: Evaluated, confidence: float) -> Table:
         )
         + f"LC: at equal length. Of {total['verdicts']} verdicts {total['ties']} are ties, "
         f"{total['unparseable']} could not be read and {total['unanswered']} never came; a post that lacks "
-        "one for any order or seed is left out. Intervals are by post and seed, and posts are unique."
+        "one for any order or seed is left out. Intervals are by post and seed, and posts are unique. p: of "
+        f"one half, and of no difference to {BASELINE}'s, each after Holm's correction over the table."
     )
-    headings = ["objective", "against", "win rate", "LC", f"vs {BASELINE}", "posts"]
-    return _table("win rates", caption, headings, rows)
+    headings = ["objective", "win rate", "p", "LC", f"vs {BASELINE}", "p", "posts"]
+    opponents = {win.opponent: "SFT's" if win.opponent == SFT else f"{win.opponent}'s" for win in wins}
+    tables = []
+    for opponent, whose in opponents.items():
+        rows = [
+            [
+                win.name,
+                _share(win.rate, confidence),
+                _p(win.p_holm),
+                _share(win.controlled, confidence),
+                _plus_minus(win.difference, confidence, "{:+.3f}"),
+                _p(win.difference_p_holm),
+                f"{win.prompts}/{win.asked}",
+            ]
+            for win in wins
+            if win.opponent == opponent
+        ]
+        last = opponent == list(opponents)[-1]
+        tables.append(_table(f"win rates against the {whose}", caption if last else "", headings, rows))
+    return tables
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None or np.isnan(value) else f"{value:.3f}"
 
 
 def findings(evaluated: Evaluated, confidence: float) -> list[str]:
     """What the paper says of DiscoPOP against DPO, checked here and stated either way; and failures."""
+    found = [
+        f"{line.name} at beta {line.beta:g}: {line.diverged} of {line.lanes} seeds diverged, so it has no "
+        "number there."
+        for line in evaluated.lines
+        if line.diverged
+    ]
+    best = _best(evaluated)
+    for name in (BASELINE, _OURS):
+        if name in best and (gain := best[name].gain) is not None:
+            p = evaluated.gains[name]
+            found.append(
+                f"At the beta chosen for it, {best[name].beta:g}, {name}'s reward is "
+                f"{_side(gain, p, confidence, 'above', 'below')} the supervised policy's "
+                f"({_span(gain, p, confidence)}, Holm's over {len(evaluated.gains)} objectives)."
+            )
+    if _OURS not in evaluated.chosen:
+        return found
+    return [*found, *_at_lower_kl(evaluated, confidence), *_by_beta(evaluated, confidence)]
+
+
+def _at_lower_kl(evaluated: Evaluated, confidence: float) -> list[str]:
+    """The paper's question, with each of the two at the beta that was chosen for it."""
+    if _OURS not in evaluated.tuned:
+        return []
+    tuned, betas = evaluated.tuned[_OURS], [evaluated.chosen[name].beta for name in (_OURS, BASELINE)]
+    reward = _side(tuned.reward, tuned.reward_p_holm, confidence, "higher", "lower")
+    kl = _side(tuned.kl, tuned.kl_p_holm, confidence, "higher", "lower")
+    if kl != "lower":
+        answer = "no" if kl == "higher" else "not shown"
+    else:
+        answer = "no" if reward == "lower" else "yes"
+    return [
+        f"Does {_OURS} reach {BASELINE}'s reward at a lower KL, each at the beta chosen for it "
+        f"({betas[0]:g} and {betas[1]:g})? Here: {answer}. Its reward is {reward} "
+        f"({_span(tuned.reward, tuned.reward_p_holm, confidence)}), its KL {kl} "
+        f"({_span(tuned.kl, tuned.kl_p_holm, confidence, '{:+.2f}', ' nats')}), "
+        f"Holm's over {len(evaluated.chosen) - 1} objectives."
+    ]
+
+
+def _by_beta(evaluated: Evaluated, confidence: float) -> list[str]:
+    """The two at every beta, and at the ends of the sweep, where the paper's numbers are odd."""
     found = []
     at = {(line.name, line.beta): line for line in evaluated.lines}
-    for line in evaluated.lines:
-        if line.diverged:
-            found.append(
-                f"{line.name} at beta {line.beta:g}: {line.diverged} of {line.lanes} seeds diverged, so it "
-                "has no number there."
-            )
-    if "discopop" not in evaluated.chosen:
-        return found
     for beta in evaluated.trial.betas:
-        ours, theirs = at["discopop", beta], at[BASELINE, beta]
-        if ours.reward is None or theirs.reward is None or ours.reward_difference is None:
+        line = at[_OURS, beta]
+        reward, kl = line.reward_difference, line.kl_difference
+        if reward is None or kl is None:
             continue
-        assert ours.kl_difference is not None
-        reward, kl = (interval(d, confidence) for d in (ours.reward_difference, ours.kl_difference))
+        p, q = line.reward_difference_p_holm, line.kl_difference_p_holm
         found.append(
-            f"At beta {beta:g} discopop's reward is {_side(reward, 'higher', 'lower')} than {BASELINE}'s "
-            f"({_span(ours.reward_difference, confidence)}), its KL {_side(kl, 'higher', 'lower')} "
-            f"({_span(ours.kl_difference, confidence, '{:+.2f}')} nats)."
+            f"At beta {beta:g} {_OURS}'s reward is {_side(reward, p, confidence, 'higher', 'lower')} than "
+            f"{BASELINE}'s ({_span(reward, p, confidence)}), its KL "
+            f"{_side(kl, q, confidence, 'higher', 'lower')} "
+            f"({_span(kl, q, confidence, '{:+.2f}', ' nats')}), "
+            "Holm's over all objectives and betas."
         )
     smallest, largest = min(evaluated.trial.betas), max(evaluated.trial.betas)
-    small = at["discopop", smallest]
+    small = at[_OURS, smallest]
     if small.gain is not None:
-        low, high = interval(small.gain, confidence)
         found.append(
-            f"At the smallest beta, {smallest:g}, discopop is {_side((low, high), 'above', 'below')} the "
-            f"supervised policy ({_span(small.gain, confidence)})."
+            f"At the smallest beta, {smallest:g}, {_OURS} is "
+            f"{_side(small.gain, small.gain_p_holm, confidence, 'above', 'below')} the supervised policy "
+            f"({_span(small.gain, small.gain_p_holm, confidence)}, Holm's over all objectives and betas)."
         )
-    if largest >= 2.5 and not at["discopop", largest].diverged:
-        found.append(f"At beta {largest:g} discopop trains to the end: the stable form has no NaN there.")
+    if largest >= 2.5 and not at[_OURS, largest].diverged:
+        found.append(f"At beta {largest:g} {_OURS} trains to the end: the stable form has no NaN there.")
     return found
 
 
-def _side(bounds: tuple[float, float], above: str, below: str) -> str:
-    low, high = bounds
-    return above if low > 0 else below if high < 0 else f"neither shown {above} nor {below}"
+def _side(estimate: Estimate, p_holm: float | None, confidence: float, above: str, below: str) -> str:
+    if p_holm is None or not p_holm < 1 - confidence:
+        return f"neither shown {above} nor {below}"
+    return above if estimate.value > 0 else below
 
 
-def _span(estimate: Estimate, confidence: float, form: str = "{:+.3f}") -> str:
+def _span(
+    estimate: Estimate, p_holm: float | None, confidence: float, form: str = "{:+.3f}", unit: str = ""
+) -> str:
     low, high = interval(estimate, confidence)
-    return f"{form} [{form}, {form}]".format(estimate.value, low, high)
+    return f"{form} [{form}, {form}]{unit}, p {_p(p_holm)}".format(estimate.value, low, high)
 
 
 def _plus_minus(estimate: Estimate | None, confidence: float, form: str = "{:.3f}") -> str:
@@ -280,6 +334,7 @@ def _write(evaluated: Evaluated, kl_budget: float, confidence: float) -> dict[st
                 "chosen": {name: choice._asdict() for name, choice in evaluated.chosen.items()},
                 "comparisons": {name: asdict(c) for name, c in evaluated.comparisons.items()},
                 "gains": dict(evaluated.gains),
+                "tuned": {name: asdict(tuned) for name, tuned in evaluated.tuned.items()},
                 "lines": [asdict(line) for line in evaluated.lines],
                 "wins": [asdict(win) for win in evaluated.wins],
                 "findings": findings(evaluated, confidence),

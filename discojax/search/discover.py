@@ -28,7 +28,7 @@ from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
 from discojax.search.ledger import RunLedger
 from discojax.search.opening import build_laboratory, given, open_run, task_config
 from discojax.search.records import plain
-from discojax.search.rungs import BASELINE, final_trial, judged, seeds
+from discojax.search.rungs import BASELINE, assert_fresh, final_trial, judged, searched_seeds, seeds
 from discojax.search.statistics import Comparison
 from discojax.tasks.preferences import check_rewards
 
@@ -86,6 +86,7 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
         objectives.get(name)  # a misspelt name is told before an hour of work, not after
     if "preferences" in (config.task.name, config.task.held_out):
         check_rewards(task_config(config).own, search=True)
+    assert_fresh(searched_seeds(config), final_trial(config).seeds)
     logs.require(config.run)
     candidates.warm()  # the checking process starts while the tasks are built
     with open_run(config, resume) as archive, display() as screen, logs.opened(config) as log:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -30,14 +30,14 @@ from discojax.search.judging import make_judge, win_rates
 from discojax.search.laboratory import SFT, Contender, Laboratory, Measured, Trial, measure, wanted
 from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.records import Evaluation
-from discojax.search.rungs import BASELINE, judged, seeds
+from discojax.search.rungs import BASELINE, assert_fresh, judged, seeds
 from discojax.search.statistics import Comparison, Estimate, holm, mean, p_value
 from discojax.search.winrate import WinRate
 from discojax.tasks import overlap
 from discojax.tasks.own_rewards import own_reward
 from discojax.tasks.types import Reward, Task
 
-__all__ = ["Choice", "Evaluated", "Line", "evaluate", "every_lane", "tune"]
+__all__ = ["Choice", "Evaluated", "Line", "Tuned", "evaluate", "every_lane", "learning_rates", "tune"]
 
 _TUNING, _REPORT = 3000, 4000  # rungs of the archive, and where their seeds begin
 
@@ -59,6 +59,8 @@ class Line:
       lanes, diverged: seeds, and those of them that did not end with finite numbers.
       reward: of the completions.
       gain: reward minus the untrained policy's, paired by seed and prompt.
+      gain_p_holm, reward_difference_p_holm, kl_difference_p_holm: two-sided p values of no gain and no
+        difference, each corrected by Holm over all objectives and betas.
       kl: sequence KL(policy‖reference) over completion tokens, nats.
       reverse_kl: KL(reference‖policy) per completion token, nats: what the DiscoPOP paper reports.
       length: completion tokens.
@@ -79,6 +81,7 @@ class Line:
     diverged: int
     reward: Estimate | None = None
     gain: Estimate | None = None
+    gain_p_holm: float | None = None
     kl: Estimate | None = None
     reverse_kl: Estimate | None = None
     length: Estimate | None = None
@@ -88,12 +91,29 @@ class Line:
     margin: Estimate | None = None
     log_ratio: Estimate | None = None
     reward_difference: Estimate | None = None
+    reward_difference_p_holm: float | None = None
     kl_difference: Estimate | None = None
+    kl_difference_p_holm: float | None = None
     rouge1: Estimate | None = None
     rouge2: Estimate | None = None
     rouge_l: Estimate | None = None
     empty: int = 0
     completions: int = 0
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An objective minus the baseline, each at the beta chosen for it, paired by seed and prompt.
+
+    Attributes:
+      reward, kl: the differences.
+      reward_p_holm, kl_p_holm: two-sided p values of none, each corrected by Holm over all objectives.
+    """
+
+    reward: Estimate
+    kl: Estimate
+    reward_p_holm: float
+    kl_p_holm: float
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,7 @@ class Evaluated:
       comparisons: of frontiers, each against the baseline, Holm-corrected over all but it.
       lines: every objective at every beta, and the untrained policy.
       gains: Holm-corrected p value of each objective's gain over the untrained policy at its chosen beta.
+      tuned: each objective at its chosen beta against the baseline at its own; none of what diverged there.
       wins: at each objective's chosen beta; none where the task has nothing to compare with.
       facts: of the task.
     """
@@ -121,6 +142,7 @@ class Evaluated:
     comparisons: Mapping[str, Comparison]
     lines: tuple[Line, ...]
     gains: Mapping[str, float]
+    tuned: Mapping[str, Tuned]
     wins: tuple[WinRate, ...]
     facts: Mapping[str, object]
 
@@ -141,6 +163,7 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
     contenders = [given(name) for name in names]
     if len({c.name for c in contenders}) < len(contenders):
         raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
+    assert_fresh(seeds(config, _TUNING, 1), seeds(config, _REPORT, config.evaluation.seeds))
     judge = make_judge(config)  # a missing key is told before an hour of work, not after
     name = config.task.held_out
     other = config.evaluation.reward and name != "preferences"  # which knows it by itself
@@ -148,8 +171,9 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
     logs.require(config.run)
     with open_run(config, resume) as archive, display() as screen, logs.opened(config) as log:
         laboratory = build_laboratory(
-            config, archive, (name,), screen, log, held_out_pairs=config.evaluation.held_out_pairs
-        )
+            config, archive, (name,), screen, log,
+            held_out_pairs=config.evaluation.held_out_pairs, rescored=True,
+        )  # fmt: skip
         if reward is not None:
             laboratory = replace(laboratory, tasks={name: _scored_by(laboratory.tasks[name], reward, config)})
         chosen = tune(config, laboratory, contenders, name, screen)
@@ -166,7 +190,7 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
         lines = _lines(laboratory.tasks[name], found, contenders, trial)
         return Evaluated(
             config.run.path, trial, tuple(contenders), chosen, measured, judged(config, measured), lines,
-            _gains(lines, chosen),
+            _gains(lines, chosen), _tuned(measured, chosen, trial),
             win_rates(config, laboratory.tasks[name], judge, found, chosen, trial, screen),
             laboratory.tasks[name].facts,
         )  # fmt: skip
@@ -200,10 +224,10 @@ def tune(
 ) -> dict[str, Choice]:
     """The learning rate with the largest frontier area, and the beta with the highest reward in budget.
 
-    Every contender is given every one of `evaluation.learning_rates`, every beta and one seed, and is
-    measured on the prompts of the split `select`. One that trained nowhere keeps the first of each.
+    Every contender is given every one of the learning rates, every beta and one seed, and is measured on
+    the prompts of the split `select`. One that trained nowhere keeps the first of each.
     """
-    rates = config.evaluation.learning_rates or (config.population.learning_rate,)
+    rates = learning_rates(config)
     betas, budget = config.search.betas, config.evaluation.kl_budget
     if len(rates) == 1 and len(betas) == 1:
         return {c.name: Choice(rates[0], betas[0]) for c in contenders}
@@ -229,6 +253,17 @@ def tune(
                 best, choice = score, Choice(rate, betas[_best_beta(reward, kl, budget)])
         chosen[contender.name] = choice
     return chosen
+
+
+def learning_rates(config: Config) -> tuple[float, ...]:
+    """Those that every objective is tuned over.
+
+    >>> from discojax.config import load
+    >>> learning_rates(load(None)), learning_rates(load(None, ["evaluation.learning_rates=[]"]))
+    ((0.001, 0.002), (0.002,))
+    """
+    rates, rate = config.evaluation.learning_rates, config.population.learning_rate
+    return (rate / 2, rate) if rates is None else rates or (rate,)
 
 
 def _best_beta(reward: Float[Array, " betas"], kl: Float[Array, " betas"], budget: float) -> int:
@@ -266,7 +301,27 @@ def _lines(
             rate = contender.learning_rate or 0.0
             against = None if contender.name == BASELINE else base
             lines.append(_line(task, human, contender.name, beta, rate, lanes, untrained, against))
-    return tuple(lines)
+    return _corrected(lines)
+
+
+def _corrected(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """The lines with Holm's p values; what diverged counts as one of the hypotheses."""
+    corrected = list(lines)
+    for what in ("gain", "reward_difference", "kl_difference"):
+        tested = [
+            i for i, line in enumerate(lines)
+            if line.name != SFT and (line.name != BASELINE or what == "gain")
+        ]  # fmt: skip
+        for i, p in zip(tested, _holm([getattr(lines[i], what) for i in tested]), strict=True):
+            if getattr(lines[i], what) is not None:
+                changed: dict[str, Any] = {f"{what}_p_holm": p}
+                corrected[i] = replace(corrected[i], **changed)
+    return tuple(corrected)
+
+
+def _holm(estimates: Sequence[Estimate | None]) -> list[float]:
+    """Corrected p values of zero, NaN where nothing was measured."""
+    return [float(p) for p in holm([np.nan if e is None else p_value(e) for e in estimates])]
 
 
 def _line(
@@ -334,8 +389,22 @@ def distinct(texts: Sequence[str], size: int) -> float:
 
 def _gains(lines: Sequence[Line], chosen: Mapping[str, Choice]) -> dict[str, float]:
     at = {(line.name, line.beta): line.gain for line in lines}
-    p = {}
-    for name, choice in chosen.items():
-        gain = at[name, choice.beta]
-        p[name] = np.nan if gain is None else p_value(gain)
-    return dict(zip(p, holm(list(p.values())).tolist(), strict=True))
+    return dict(zip(chosen, _holm([at[name, c.beta] for name, c in chosen.items()]), strict=True))
+
+
+def _tuned(measured: Measured, chosen: Mapping[str, Choice], trial: Trial) -> dict[str, Tuned]:
+    """Every objective at its chosen beta against the baseline at its own."""
+
+    def minus_baseline(name: str, of: int) -> Estimate | None:
+        ours, theirs = (
+            measured.samples[one][of][trial.betas.index(chosen[one].beta)] for one in (name, BASELINE)
+        )
+        return mean(ours - theirs) if np.isfinite(ours - theirs).all() else None
+
+    names = [name for name in chosen if name != BASELINE]
+    rewards, kls = ([minus_baseline(name, of) for name in names] for of in (0, 1))
+    found = {}
+    for name, reward, kl, *p in zip(names, rewards, kls, _holm(rewards), _holm(kls), strict=True):
+        if reward is not None and kl is not None:
+            found[name] = Tuned(reward, kl, *p)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ from discojax.search.display import Display
 from discojax.search.laboratory import SFT, Trial
 from discojax.search.records import Evaluation
 from discojax.search.rungs import BASELINE
-from discojax.search.statistics import mean
+from discojax.search.statistics import holm, mean, p_value
 from discojax.search.winrate import WinRate, win_rate
 from discojax.tasks.judges import Ask, Judge, LanguageModelJudge, RewardJudge, Verdicts
 from discojax.tasks.summaries import MARKER, bodies_of
@@ -48,11 +48,13 @@ def make_judge(config: Config, name: str | None = None) -> Judge | None:
             f"of {', '.join(SERVERS)}.{nearest(server, ('proxy', *SERVERS))}"
         )
     settings = config.proposer
+    # Where the proposer's server is and what holds its key is not what another kind of server takes.
+    shared = config.search.proposer == server or config.search.proposer not in SERVERS
     client = connect(
         server,  # type: ignore[arg-type]
         model,
-        base_url=settings.base_url or None,
-        key_variable=settings.key_variable or None,
+        base_url=(settings.base_url or None) if shared else None,
+        key_variable=(settings.key_variable or None) if shared else None,
         thinking=settings.thinking,
     )
     client.probe()
@@ -133,7 +135,7 @@ def win_rates(
             rates.append(_rate(config, name, opponent, judge, ours, theirs, verdicts, whole, outcomes))
         rates = _against_baseline(rates, opponent, outcomes)
     bar.update(bar.total)
-    return tuple(rates)
+    return tuple(rate for opponent in opponents for rate in _corrected(rates, opponent))
 
 
 def _rate(
@@ -155,6 +157,8 @@ def _rate(
         outcomes[name] = win
     return WinRate(
         name, opponent, judge.name, judge.proxy, rate, controlled, None, float(p),
+        p_holm=np.nan,
+        difference_p_holm=None,
         prompts=count,
         asked=len(ours[0]) if ours else 0,
         ties=int(sum(v.ties.sum() for v in verdicts)),
@@ -163,6 +167,18 @@ def _rate(
         verdicts=2 * sum(len(v.win) for v in verdicts),
         empty=sum(not text.strip() for seed in ours for text in seed),
     )  # fmt: skip
+
+
+def _corrected(rates: Sequence[WinRate], opponent: str) -> list[WinRate]:
+    """The rates against one opponent with Holm's p values; what has none counts as one of the hypotheses."""
+    met = [rate for rate in rates if rate.opponent == opponent]
+    differences = [np.nan if rate.difference is None else p_value(rate.difference) for rate in met]
+    compared = [i for i, rate in enumerate(met) if rate.name != BASELINE]
+    by_difference = dict(zip(compared, holm([differences[i] for i in compared]).tolist(), strict=True))
+    return [
+        replace(rate, p_holm=p, difference_p_holm=None if rate.difference is None else by_difference[i])
+        for i, (rate, p) in enumerate(zip(met, holm([rate.p_value for rate in met]).tolist(), strict=True))
+    ]
 
 
 def _against_baseline(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -101,6 +101,7 @@ class Laboratory:
     learning_rate: float
     log: Log = NOWHERE
     checkpoints: Checkpoints | None = None
+    say: Callable[[str], None] = lambda sentence: None
 
     @property
     def programs(self) -> Programs:
@@ -126,8 +127,19 @@ class Laboratory:
         judge = make_judge(prompts, decode=task.decode, reward=task.reward[trial.split])
         return replace(station, judge=judge)
 
+    def keep_facts(self) -> None:
+        """Keeps what the tasks know of themselves; how a judge replies is known later than the rest."""
+        facts = {name: dict(task.facts) for name, task in self.tasks.items()}
+        archives.set_meta(self.archive, "tasks", facts)
+
     def close(self) -> None:
-        """Deletes what was kept of lanes in training, once none is."""
+        """Says what became of a reward's judgements, and deletes what was kept of lanes in training."""
+        for task in self.tasks.values():
+            if counts := task.facts.get("judged"):
+                self.say(
+                    f"{task.name}: {counts['completions judged']} completions judged, "
+                    f"{counts['unparseable']} replies unparseable, {counts['unanswered']} unanswered."
+                )
         if self.checkpoints is not None:
             self.checkpoints.clear()
 
@@ -233,6 +245,8 @@ def record(laboratory: Laboratory, finished: Finished[EvaluationKey]) -> Evaluat
     """What became of a lane, once the archive has it; with the arrays that scores are made of."""
     evaluation = _evaluation(finished)
     archives.add_evaluations(laboratory.archive, [evaluation])
+    if any(task.facts.get("judged") for task in laboratory.tasks.values()):
+        laboratory.keep_facts()
     laboratory.log(
         "lane",
         objective=finished.key.objective,

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from discojax import candidates, objectives
-from discojax.config import Config, dump
+from discojax.config import Config, Evaluation, dump
 from discojax.data import cache
 from discojax.errors import UserError
 from discojax.policies.decoder import DecoderConfig
@@ -33,7 +33,7 @@ from discojax.search.steps import population_step
 from discojax.tasks import catalogue
 from discojax.tasks.types import OwnData, PretrainedConfig, Task, TaskConfig, assert_disjoint
 
-__all__ = ["build_laboratory", "build_tasks", "given", "open_run"]
+__all__ = ["build_laboratory", "build_tasks", "given", "going_on", "open_run"]
 
 
 def given(name: str) -> Contender:
@@ -53,11 +53,18 @@ def given(name: str) -> Contender:
     return Contender(program.name, program, "given")
 
 
-def open_run(config: Config, resume: bool) -> Archive:
-    """The run's folder, with its resolved config, and its archive.
+def going_on(command: str, folder: Path) -> str:
+    """What to type to go on with a run that `command` began."""
+    if command == "transfer":  # it goes on by itself, beside the run that it is from
+        return f"python -m discojax.launch transfer {folder.with_name(folder.name.removesuffix('-transfer'))}"
+    return f"python -m discojax.launch {command} --resume {folder}"
+
+
+def open_run(config: Config, resume: bool, command: str = "discover") -> Archive:
+    """The run's folder, with its resolved config, and its archive, which notes the command that it is of.
 
     Raises:
-      UserError: the folder holds another run, or cannot be made.
+      UserError: the folder holds another run, or one of another command, or cannot be made.
     """
     folder = config.run.path
     if not resume and (folder / "archive.sqlite").exists():
@@ -74,14 +81,20 @@ def open_run(config: Config, resume: bool) -> Archive:
     # Where a run lies does not matter to what it finds, so a folder may be moved and resumed.
     # Nor does its budget, which may be raised to go on, nor how a proposer is reached and how long it is
     # waited for; a run that gave up may go on with another model, as every attempt says whose it is.
+    # Nor which objectives `evaluate` is asked for: each is measured by itself, and more may be later.
+    evaluation = {**asdict(config.evaluation), "objectives": Evaluation().objectives}
     asked = {"history": config.proposer.history, "path": config.proposer.path}
     identity = cache.content_hash(
         {
             **{name: value for name, value in asdict(config).items() if name != "checkpoint"},
-            "run": config.run.seed, "budget": None, "proposer": asked,
+            "run": config.run.seed, "budget": None, "proposer": asked, "evaluation": evaluation,
         }
     )  # fmt: skip
     archive = archives.open_archive(folder / "archive.sqlite", identity)
+    if (began := archives.get_meta(archive, "command", command)) != command:
+        archives.close(archive)
+        raise UserError(f"{folder} is a run of {began}: go on with it by `{going_on(began, folder)}`.")
+    archives.set_meta(archive, "command", command)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if resume:
         archives.add_event(archive, "resumed")
@@ -96,6 +109,7 @@ def build_laboratory(
     log: Log = NOWHERE,
     *,
     held_out_pairs: int = 0,
+    rescored: bool = False,
 ) -> Laboratory:
     """What measuring takes: the tasks, built or read from the cache, and the compiled programs.
 
@@ -107,10 +121,14 @@ def build_laboratory(
       screen: where progress is shown.
       log: where its lines go.
       held_out_pairs: pairs of each task that nothing trains on, on which margins are measured.
+      rescored: whether the caller sees to it that `evaluation.reward` scores in place of a task's own.
 
     Raises:
-      UserError: a task cannot be built, or what reports had a part in the search.
+      UserError: a task cannot be built, a reward is set that it has no use for, or what reports had a
+        part in the search.
     """
+    if "preferences" not in names:
+        _check_rewards(config, rescored)
     # First what can be wrong at once, and then what takes minutes.
     sizes = (config.population.mesh.lane, config.population.mesh.data, config.population.mesh.model)
     mesh = make_mesh(*sizes)
@@ -123,7 +141,9 @@ def build_laboratory(
         [tasks[name] for name in (config.task.name,) if name in tasks],
         [tasks[name] for name in (config.task.held_out,) if name in tasks],
     )
-    archives.set_meta(archive, "tasks", {name: dict(task.facts) for name, task in tasks.items()})
+    for name, before in (archives.get_meta(archive, "tasks") or {}).items():
+        if name in tasks and before.get("judged"):  # in earlier sessions of this run
+            tasks[name].facts["judged"].update(before["judged"])
     archives.set_meta(archive, "identities", {name: task.identity for name, task in tasks.items()})
     archives.set_meta(
         archive,
@@ -140,7 +160,7 @@ def build_laboratory(
         mesh=sizes,
         margins=held_out_pairs > 0,
     )
-    return Laboratory(
+    laboratory = Laboratory(
         make_instruments(design, first.params, first.frozen),
         tasks,
         archive,
@@ -150,7 +170,24 @@ def build_laboratory(
             storage.checkpoints(config.run.path, config.run.remote),
             interval=config.checkpoint.interval, keep=config.checkpoint.keep, say=screen.say,
         ),
+        screen.say,
     )  # fmt: skip
+    laboratory.keep_facts()
+    return laboratory
+
+
+def _check_rewards(config: Config, rescored: bool) -> None:
+    """That no reward is set which tasks with rewards of their own would silently ignore."""
+    if config.task.reward:
+        raise UserError(
+            f"task.reward ({config.task.reward!r}) is for the task preferences alone: leave it out, or set "
+            "task.name and task.held_out to preferences."
+        )
+    if config.evaluation.reward and not rescored:
+        raise UserError(
+            f"evaluation.reward ({config.evaluation.reward!r}) is for `evaluate`, or for the task "
+            "preferences: leave it out, or set task.name and task.held_out to preferences."
+        )
 
 
 def build_tasks(

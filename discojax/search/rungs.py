@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from discojax.config import Config
 from discojax.errors import UserError
@@ -12,12 +12,14 @@ from discojax.search.statistics import Comparison
 
 __all__ = [
     "BASELINE",
+    "assert_fresh",
     "chunk_budgets",
     "elite_trial",
     "final_trial",
     "judged",
     "lane_steps",
     "rung_trial",
+    "searched_seeds",
     "seeds",
     "shares",
 ]
@@ -62,6 +64,25 @@ def _trial(config: Config, number: int, split: str, count: int, steps: int) -> T
 def seeds(config: Config, start: int, count: int) -> tuple[int, ...]:
     """Training seeds of a round: disjoint between rounds and between runs of different seeds."""
     return tuple(10_000 * config.run.seed + start + i for i in range(count))
+
+
+def searched_seeds(config: Config) -> tuple[int, ...]:
+    """Every training seed of a search, its elites' included."""
+    trials = [rung_trial(config, number) for number in range(len(config.search.rungs))]
+    return tuple(seed for trial in (*trials, elite_trial(config)) for seed in trial.seeds)
+
+
+def assert_fresh(searched: Collection[int], reported: Sequence[int]) -> None:
+    """That no training seed of a report was one of the search's.
+
+    Raises:
+      UserError: naming them: a policy that helped to choose an objective cannot report on it.
+    """
+    if shared := sorted(set(searched) & set(reported)):
+        raise UserError(
+            f"The seeds {', '.join(map(str, shared))} would report, and the search has trained with them: "
+            "choose another run.seed."
+        )
 
 
 def shares(config: Config) -> list[int]:

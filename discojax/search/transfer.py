@@ -5,7 +5,7 @@ The finalists compete with the baselines in every stage, each of which changes o
     other seeds     the search's own task and policy, seeds and prompts it has not seen
     TASK            a held-out task, its prompts and its reward
     other policy    the first such task, from a policy of another size
-    other reward    the first such task's completions, scored by a reward of another kind
+    other reward    the first such task's completions, scored by a reward of another kind, if it has one
 
 More objectives of the search, spread over its ranks, go along: over all of them the rank correlation of
 the search's score with a stage's says whether the search measures the right thing.
@@ -33,12 +33,13 @@ from discojax.search.frontier import area
 from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
 from discojax.search.logs import Log
 from discojax.search.opening import build_laboratory, given, open_run
-from discojax.search.rungs import BASELINE, final_trial, judged, rung_trial, seeds
+from discojax.search.proposals import Notebook
+from discojax.search.rungs import BASELINE, assert_fresh, final_trial, judged, rung_trial, seeds
 from discojax.search.statistics import Comparison, Samples
 from discojax.tasks import catalogue
-from discojax.tasks.types import Task
+from discojax.tasks.types import Reward, Task
 
-__all__ = ["Found", "Stage", "Transferred", "assert_fresh", "found_by", "transfer"]
+__all__ = ["Found", "Stage", "Transferred", "found_by", "transfer"]
 
 _RUNG, _APART = 5000, 800  # the first stage's in the archive, where its seeds begin, and to the next stage's
 
@@ -146,10 +147,16 @@ def _stages(config: Config, tasks: Mapping[TaskName, Config]) -> list[tuple[str,
     same = replace(config, task=replace(config.task, held_out=config.task.name))
     detail = f"{config.task.name}, seeds and prompts not searched with"
     stages: list[tuple[str, str, Config, TaskName]] = [("other seeds", detail, same, config.task.name)]
+    own = "preferences" in {config.task.name, *tasks}
     for name, settings in tasks.items():
         kept: TaskName = name if {name, config.task.name} & set(catalogue.ALONE) else config.task.name
         held = replace(settings, task=replace(settings.task, name=kept, held_out=name))
         stages.append((name, "held-out task", held, name))
+    if own:  # rewards of one's own are meant for it, and packaged tasks beside it have theirs
+        stages = [
+            (name, detail, held if task == "preferences" else _without_rewards(held), task)
+            for name, detail, held, task in stages
+        ]
     _, _, held, task = stages[1]
     if held.policy.pretrained is not None:
         return stages  # of that policy there is no other size here
@@ -158,6 +165,12 @@ def _stages(config: Config, tasks: Mapping[TaskName, Config]) -> list[tuple[str,
     )
     detail = f"{task}, {policy.layers} layers of width {policy.width}"
     return [*stages, ("other policy", detail, replace(held, policy=policy), task)]
+
+
+def _without_rewards(config: Config) -> Config:
+    return replace(
+        config, task=replace(config.task, reward=""), evaluation=replace(config.evaluation, reward="")
+    )
 
 
 def _stage(
@@ -171,7 +184,6 @@ def _stage(
         chosen = tune(config, laboratory, contenders, trial.task, screen, _tuning(trial.rung))
         contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
     measured = measure(laboratory, contenders, trial, screen, f"transfer: {name}")
-    laboratory.close()
     everyone = [*(c.name for c in found.finalists), *baselines]
 
     def judge(stage: str, what: str, measured: Measured) -> Stage:
@@ -187,14 +199,24 @@ def _stage(
     stages = [judge(name, detail, measured)]
     if rescored:
         task = laboratory.tasks[trial.task]
-        kind, again = _rescore(task, measured, every_lane(laboratory, contenders, trial), contenders, trial)
-        stages.append(judge("other reward", f"{trial.task}, {kind}", again))
+        if (other := catalogue.other_reward(task, trial.split)) is None:
+            screen.say(
+                f"{trial.task} has no reward but the one that reports, so the stage of another reward is "
+                "left out: set task.reward to one of another kind."
+            )
+        else:
+            kind, reward = other
+            lanes = every_lane(laboratory, contenders, trial)
+            again = _rescore(task, reward, measured, lanes, contenders, trial)
+            stages.append(judge("other reward", f"{trial.task}, {kind}", again))
+    laboratory.close()
     return stages
 
 
-def _rescore(task: Task, measured: Measured, lanes, contenders: Sequence[Contender], trial: Trial):
+def _rescore(
+    task: Task, reward: Reward, measured: Measured, lanes, contenders: Sequence[Contender], trial: Trial
+) -> Measured:
     """The same completions under another reward."""
-    kind, reward = catalogue.other_reward(task, trial.split)
     prompts = task.decode(task.prompts[trial.split].rows()[: trial.prompts])
 
     def row(name: str, beta: float, seed: int) -> np.ndarray:
@@ -211,7 +233,7 @@ def _rescore(task: Task, measured: Measured, lanes, contenders: Sequence[Contend
         )
         for c in contenders
     }
-    return kind, Measured(samples, sft.mean(0), sft)
+    return Measured(samples, sft.mean(0), sft)
 
 
 def _scores(measured: Measured, budget: float) -> dict[str, float]:
@@ -234,11 +256,13 @@ def found_by(config: Config) -> Found:
     if not (folder / "archive.sqlite").is_file():
         raise UserError(f"There is no run in {str(folder)!r} whose finalists could be transferred.")
     with archives.open_archive(folder / "archive.sqlite") as archive:
-        made = {a.hash: a for a in archives.attempts(archive) if a.status == "accepted" and a.hash}
+        # Not the controls', whose best are measured beside the finalists and are none.
+        attempts = Notebook(archive).attempts
+        made = {a.hash: a for a in attempts if a.status == "accepted" and a.hash}
         lanes = archives.evaluations(archive)
     first, final = rung_trial(config, 0), final_trial(config)
     scores = _archived(config, lanes, first.rung, first.task, first.split)
-    last = {e.key.hash for e in lanes if e.key.rung == final.rung and e.key.task == final.task}
+    last = {e.key.objective for e in lanes if e.key.rung == final.rung and e.key.task == final.task}
     if not last:
         raise UserError(
             f"{folder} has no held-out evaluation yet: go on with it by `discover --resume {folder}`."
@@ -251,7 +275,7 @@ def found_by(config: Config) -> Found:
             others.append(given(attempt.name))
             continue
         program = candidates.compile(attempt.source or "", attempt.name)
-        (chosen if attempt.hash in last else others).append(Contender(attempt.name, program, "proposed"))
+        (chosen if attempt.name in last else others).append(Contender(attempt.name, program, "proposed"))
     if not chosen:
         raise UserError(f"No finalist of {folder} was proposed, so there is nothing of its own to transfer.")
     return Found(tuple(chosen), tuple(others), scores, frozenset(e.key.seed for e in lanes))
@@ -281,16 +305,3 @@ def _going(found: Found, baselines: Sequence[str], count: int) -> list[Contender
     wanted = min(max(count - len(going), 0), len(rest))
     places = np.linspace(0, len(rest) - 1, wanted).round().astype(int).tolist()
     return [*going, *(rest[i] for i in dict.fromkeys(places))]
-
-
-def assert_fresh(searched: frozenset[int], reported: Sequence[int]) -> None:
-    """That no training seed of a report was one of the search's.
-
-    Raises:
-      UserError: naming them: a policy that helped to choose an objective cannot report on it.
-    """
-    if shared := sorted(searched & set(reported)):
-        raise UserError(
-            f"The seeds {', '.join(map(str, shared))} would report, and the search has trained with them: "
-            "choose another run.seed."
-        )

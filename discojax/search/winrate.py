@@ -34,7 +34,9 @@ class WinRate:
       rate: in [0, 1]; None if fewer than two prompts have verdicts for all seeds.
       controlled: the same at equal length; see `length_controlled`.
       difference: rate minus the baseline's on the prompts that both have, None for the baseline.
-      p_value: two-sided, of a rate of one half; NaN with one seed.
+      difference_p_holm: two-sided p value of no difference, and
+      p_value: of a rate of one half; NaN with one seed.
+      p_holm: the same; both are corrected by Holm over everything that meets this opponent.
       prompts: those behind the rate, of
       asked: unique prompts judged.
       ties, unparseable, unanswered: verdicts, of
@@ -50,6 +52,8 @@ class WinRate:
     controlled: Estimate | None
     difference: Estimate | None
     p_value: float
+    p_holm: float
+    difference_p_holm: float | None
     prompts: int
     asked: int
     ties: int

@@ -14,7 +14,7 @@ SETTINGS = (
     "sft.batch=8", "task.pairs=24", "task.completions=2", "population.lanes=4", "population.batch=8",
     "population.chunk=3", "search.betas=[0.1, 2.0]", "evaluation.prompts=12", "evaluation.search_prompts=8",
     "evaluation.seeds=2", "evaluation.steps=3", "evaluation.held_out_pairs=4", "evaluation.bootstrap=40",
-    "evaluation.judged=10",
+    "evaluation.judged=10", "evaluation.learning_rates=[]",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from discojax.search import evaluate as evaluating
 from discojax.search import judging, opening
 from discojax.search.display import display
 from discojax.search.evaluate import distinct, evaluate
-from discojax.search.statistics import mean
+from discojax.search.statistics import holm, mean, p_value
 from discojax.tasks.judges import LanguageModelJudge
 from discojax.tasks.summaries import MARKER, bodies_of
 from discojax.tasks.types import Prompts
@@ -227,7 +227,15 @@ def test_win_rates_against_the_human_and_the_supervised_policy(tldr):
         assert 2 <= win.prompts <= win.asked == settings.evaluation.judged
         assert win.verdicts == 2 * win.asked * settings.evaluation.seeds
         assert 0 <= win.rate.value <= 1 and 0 <= win.controlled.value <= 1
-        assert (win.difference is None) == (win.name == "dpo")
+        assert (win.difference is None) == (win.name == "dpo") == (win.difference_p_holm is None)
+        met = [other for other in found.wins if other.opponent == win.opponent]
+        adjusted = dict(zip((w.name for w in met), holm([w.p_value for w in met]), strict=True))
+        assert win.p_holm == pytest.approx(adjusted[win.name], nan_ok=True)
+        compared = [w for w in met if w.difference is not None]
+        adjusted = dict(
+            zip((w.name for w in compared), holm([p_value(w.difference) for w in compared]), strict=True)
+        )
+        assert win.difference is None or win.difference_p_holm == pytest.approx(adjusted[win.name])
     sft = found.lines[0]
     assert sft.rouge_l is not None and 0 <= sft.rouge_l.value < 1
     text = io.StringIO()
@@ -285,6 +293,56 @@ def holes(prompts, completions):
         evaluate(settings, ["dpo"])
     with pytest.raises(UserError, match="There is no Python module 'own_rewards_of_the_test'"):
         evaluate(config(tmp_path, "evaluation.reward='own_rewards_of_the_test:score'"), ["dpo"])
+
+
+def test_p_values_of_lines_are_holms_over_all_objectives_and_betas(imdb):
+    _, found = imdb
+    lines = found.lines[1:]
+    assert found.lines[0].gain_p_holm is None
+    for what, of in (("gain", lines), ("reward_difference", [x for x in lines if x.name != "dpo"])):
+        expected = holm([p_value(getattr(line, what)) for line in of])
+        np.testing.assert_allclose([getattr(line, f"{what}_p_holm") for line in of], expected)
+        assert len(expected) == 2 * (3 if what == "gain" else 2)
+    assert all((line.kl_difference_p_holm is None) == (line.name == "dpo") for line in lines)
+    rows = list(csv.DictReader((found.folder / "evaluation.csv").open()))
+    for row, line in zip(rows, found.lines, strict=True):
+        p = line.kl_difference_p_holm
+        assert row["kl_difference_p_holm"] == ("" if p is None else str(p))
+
+
+def test_each_at_its_chosen_beta_is_compared_with_the_baseline_at_its_own(imdb):
+    settings, found = imdb
+    every = {(e.key.objective, e.key.beta, e.key.seed): e for e in lanes(settings) if e.key.split == "report"}
+    assert set(found.tuned) == {"slic", "exp"}
+    for name, tuned in found.tuned.items():
+        ours, theirs = (
+            np.stack([every[one, found.chosen[one].beta, s].per_prompt["reward"] for s in found.trial.seeds])
+            for one in (name, "dpo")
+        )
+        assert tuned.reward.value == pytest.approx(float((ours - theirs).mean()), abs=1e-6)
+    adjusted = holm([p_value(tuned.kl) for tuned in found.tuned.values()])
+    np.testing.assert_allclose([tuned.kl_p_holm for tuned in found.tuned.values()], adjusted)
+
+
+def test_empty_completions_are_counted_and_said(imdb):
+    _, found = imdb
+    reports = [e for e in lanes(imdb[0]) if e.key.split == "report"]
+    some = [e for e in reports if e.key.objective == "dpo" and e.key.beta == 0.1]
+    texts = some[0].per_prompt["completion"].copy()
+    texts[:3] = ["", " ", "\n"]
+    blank = dataclasses.replace(some[0], per_prompt={**some[0].per_prompt, "completion": texts})
+    with display() as screen:
+        task = opening.build_tasks(imdb[0], ("imdb",), screen, held_out_pairs=4)["imdb"]
+    before, line = (
+        evaluating._line(task, [], "dpo", 0.1, 1e-3, [one, some[1]], some, None) for one in (some[0], blank)
+    )
+    assert line.completions == 24 and line.empty == before.empty + 3
+    assert line.reward is not None  # an empty completion is measured as any other
+    text = io.StringIO()
+    report.show(dataclasses.replace(found, lines=(*found.lines, line)), kl_budget=10.0, confidence=0.95,
+                console=Console(file=text, width=100))  # fmt: skip
+    every = sum(one.empty for one in found.lines) + line.empty
+    assert f"{every} of all {12 * 2 * 8} completions are empty" in " ".join(text.getvalue().split())
 
 
 def test_distinct_counts_across_all_texts():

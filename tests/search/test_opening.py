@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from discojax import launch
 from discojax.config import load
 from discojax.errors import UserError
 from discojax.search import archive as archives
@@ -15,6 +16,7 @@ from discojax.search.opening import open_run
     [
         "proposer.base_url=http://127.0.0.1:9/v1", "proposer.timeout=7", "proposer.attempts=2",
         "proposer.models=[another]", "proposer.output_tokens=300", "budget.dollars=9", "run.name=moved",
+        "evaluation.objectives=[dpo, exp]",
     ],
 )  # fmt: skip
 def test_a_run_goes_on_with_another_way_to_its_proposer_or_another_budget(change, tmp_path):
@@ -33,3 +35,29 @@ def test_a_run_does_not_go_on_with_what_changes_its_scores_or_what_it_compares(c
     archives.close(open_run(old, resume=False))
     with pytest.raises(UserError, match="another configuration"):
         open_run(new, resume=True)
+
+
+def test_the_config_of_a_run_says_which_objectives_it_was_given(tmp_path):
+    """So that `evaluate --resume` measures those and not the default ones."""
+    words = ["evaluate", "--objectives", "slic,exp", f"run.directory={tmp_path}", "population.mesh.lane=77"]
+    assert launch.main(words) == 2
+    assert load(tmp_path / "quickstart" / "config.yaml").evaluation.objectives == ("slic", "exp")
+
+
+@pytest.mark.parametrize("command", ["discover", "train"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.reward='own:score'", "evaluation.reward ('own:score') is for `evaluate`, or"),
+        ("task.reward=rouge", "task.reward ('rouge') is for the task preferences alone"),
+    ],
+)
+def test_a_reward_that_a_task_would_ignore_is_refused(command, override, message, tmp_path, capsys):
+    given = ["--objectives", "ipo"] if command == "train" else []
+    assert launch.main([command, *given, f"run.directory={tmp_path}", override]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_refuses_the_reward_of_a_search_that_there_is_not(tmp_path, capsys):
+    assert launch.main(["evaluate", f"run.directory={tmp_path}", "task.reward=rouge"]) == 2
+    assert "task.reward ('rouge') is for the task preferences alone" in capsys.readouterr().err

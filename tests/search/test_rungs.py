@@ -39,3 +39,22 @@ def test_no_two_rounds_share_a_seed_however_many_seeds_and_rungs_there_are():
 def test_more_than_there_are_seeds_for_is_told_when_the_config_is_read(override, message):
     with pytest.raises(UserError, match=message):
         load(None, [override])
+
+
+def test_seeds_of_the_search_may_not_report():
+    rungs.assert_fresh({0, 1, 100}, (5000, 5001))
+    with pytest.raises(UserError, match="The seeds 1, 100 would report, and the search"):
+        rungs.assert_fresh({0, 1, 100}, (1, 2, 100))
+
+
+def test_an_overlap_of_seeds_stops_a_run_before_it_begins(tmp_path, monkeypatch):
+    config = load(None, [f"run.directory={tmp_path}", "search.elites=[2, 5, 2]"])
+    elites = rungs.elite_trial(config).seeds
+    assert set(elites) < set(rungs.searched_seeds(config)) > set(rungs.rung_trial(config, 0).seeds)
+    monkeypatch.setattr(rungs, "_FINAL", elites[-1])
+    with pytest.raises(UserError, match=f"The seeds {elites[-1]} would report"):
+        discover.run(config)
+    monkeypatch.setattr(evaluate, "_TUNING", evaluate._REPORT + 1)
+    with pytest.raises(UserError, match="The seeds 4001 would report"):
+        evaluate.evaluate(config, ["dpo"])
+    assert not config.run.path.exists()

@@ -8,22 +8,23 @@ import io
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from discojax.config import load
+from discojax import candidates, launch
+from discojax.config import dump, load
 from discojax.errors import UserError
 from discojax.report import transfer as report
 from discojax.search import archive as archives
-from discojax.search import discover, transfer
+from discojax.search import discover, proposals, transfer
 from discojax.search.correlation import rank_correlation
 from discojax.search.laboratory import Contender
 from discojax.search.opening import given
-from discojax.search.records import Evaluation, EvaluationKey
+from discojax.search.records import Attempt, Evaluation, EvaluationKey
+from discojax.search.rungs import final_trial, rung_trial
 from discojax.search.statistics import Samples, compare
-from discojax.search.transfer import Found, Stage, Transferred, assert_fresh, found_by
+from discojax.search.transfer import Found, Stage, Transferred, found_by
 
 _spec = importlib.util.spec_from_file_location("small_data", Path(__file__).with_name("small.py"))
 assert _spec and _spec.loader
@@ -33,12 +34,6 @@ _spec.loader.exec_module(small)
 
 def contender(name: str) -> Contender:
     return dataclasses.replace(given("dpo"), name=name, origin="proposed")
-
-
-def test_seeds_of_the_search_may_not_report():
-    assert_fresh(frozenset({0, 1, 100}), (5000, 5001))
-    with pytest.raises(UserError, match="The seeds 1, 100 would report, and the search"):
-        assert_fresh(frozenset({0, 1, 100}), (1, 2, 100))
 
 
 def test_others_go_along_evenly_over_their_ranks():
@@ -80,6 +75,67 @@ def test_a_run_that_is_not_there_or_not_finished_is_a_sentence(tmp_path):
         found_by(config)
 
 
+def finished_run(config, *attempts) -> None:
+    """An archive with the library's dpo and these attempts, as (number, name, constant), all held out."""
+    first, final = rung_trial(config, 0), final_trial(config)
+    ok = {"reward": np.full(4, 0.5, np.float32), "kl": np.ones(4, np.float32)}
+    keys = [("sft", "sft", 0.0)]
+    config.run.path.mkdir(parents=True)
+    with archives.open_archive(config.run.path / "archive.sqlite", "x") as archive:
+        proposals.admit_library(archive, ["dpo"])
+        for number, name, constant in attempts:
+            source = SOURCE.format(name=name, constant=constant)
+            program = candidates.compile(source, name)
+            keys += [(program.hash, name, beta) for beta in config.search.betas]
+            archives.add_attempts(archive, [Attempt(
+                number=number, generation=1, name=name, operator="constant", status="accepted",
+                source=source, hash=program.hash, proposer="evolution",
+            )])  # fmt: skip
+        archives.add_evaluations(archive, [
+            Evaluation(
+                EvaluationKey(digest, name, trial.task, trial.split, trial.rung, beta, seed, 5, 1e-3),
+                "ok", reward=0.5, kl=1.0, length=3.0, per_prompt=ok,
+            )
+            for trial in (first, final) for seed in trial.seeds for digest, name, beta in keys
+        ])  # fmt: skip
+
+
+SOURCE = """def {name}(policy_chosen_logps, policy_rejected_logps):
+    return jnp.maximum(0.0, {constant} - 0.1 * (policy_chosen_logps - policy_rejected_logps))
+"""
+
+
+def test_rivals_of_a_control_are_no_finalists(tmp_path):
+    config = load(None, [f"run.directory={tmp_path}"])
+    finished_run(config, (1, "own", 1.5), (proposals._NUMBERS + 1, "random_rival", 2.5))
+    found = found_by(config)
+    assert [c.name for c in found.finalists] == ["own"]
+    assert "random_rival" not in {c.name for c in found.others}
+
+
+def test_a_run_whose_only_finalist_is_a_controls_has_nothing_to_transfer(tmp_path):
+    config = load(None, [f"run.directory={tmp_path}"])
+    finished_run(config, (proposals._NUMBERS + 1, "random_rival", 2.5))
+    with pytest.raises(UserError, match="nothing of its own to transfer"):
+        found_by(config)
+
+
+def test_a_reward_that_every_task_would_ignore_is_refused(tmp_path, capsys):
+    config = load(None, [f"run.directory={tmp_path}"])
+    finished_run(config, (1, "own", 1.5))
+    (config.run.path / "config.yaml").write_text(dump(config))
+    assert launch.main(["transfer", str(config.run.path), "evaluation.reward='own:score'"]) == 2
+    assert "evaluation.reward ('own:score') is for `evaluate`" in capsys.readouterr().err
+
+
+def test_rewards_of_ones_own_do_not_go_along_to_packaged_tasks():
+    config = load(None, ["task.reward=rouge", "evaluation.reward='own:score'"])
+    stages = transfer._stages(config, {"preferences": config, "imdb": config})
+    assert {task: (c.task.reward, c.evaluation.reward) for _, _, c, task in stages} == {
+        "rotten_tomatoes": ("", ""), "preferences": ("rouge", "own:score"), "imdb": ("", "")
+    }  # fmt: skip
+
+
 @pytest.fixture
 def transferred(tmp_path):
     rng = np.random.default_rng(0)
@@ -113,35 +169,40 @@ def test_each_finalist_has_a_verdict_in_every_stage_and_the_correlation_its_inte
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_transferred_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("DISCOJAX_CACHE", str(tmp_path / "cache"))
     small.few_reviews(tmp_path, monkeypatch)
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
-    try:
-        config = load("quickstart", (
-            *small.SETTINGS, f"run.directory={tmp_path}", "search.candidates=2", "search.generations=1",
-            "search.library=[dpo, ipo, exp]", "search.rungs=[[1, 3, 64]]", "search.elites=[1, 3, 2]",
-            "evaluation.finalists=1", "evaluation.baselines=[slic]", "transfer.objectives=5",
-            "transfer.layers=2", "transfer.width=8", "transfer.heads=2",
-        ))  # fmt: skip
-        discover.run(config)
-        found = transfer.transfer(config, {"imdb": config})
-        again = transfer.transfer(config, {"imdb": config})
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    assert [s.name for s in found.stages] == ["other seeds", "imdb", "other reward", "other policy"]
-    assert len(found.finalists) == 1 and set(found.baselines) == {"dpo", "slic"}
-    assert len(found.searched) == 5
-    for stage in found.stages:
-        assert set(stage.comparisons) == {*found.finalists, *found.baselines}
-        assert set(stage.scores) == set(found.searched) and stage.correlation.pairs >= 4
-    held, other = found.stages[1], found.stages[2]
-    assert held.comparisons["slic"].score != other.comparisons["slic"].score  # the same lanes, another reward
-    assert [s.scores for s in again.stages] == [s.scores for s in found.stages]
-    with archives.open_archive(tmp_path / "quickstart" / "archive.sqlite") as archive:
+    small.few_documents(monkeypatch)
+    settings = [
+        *small.SETTINGS, f"run.directory={tmp_path}", "policy.vocab_size=1500", "search.candidates=2",
+        "search.generations=1", "search.library=[dpo, ipo, exp]", "search.rungs=[[1, 3, 64]]",
+        "search.elites=[1, 3, 2]", "evaluation.finalists=1", "evaluation.baselines=[slic]",
+        "transfer.objectives=5", "transfer.layers=2", "transfer.width=8", "transfer.heads=2",
+    ]  # fmt: skip
+    config = load("quickstart", settings)
+    discover.run(config)
+    source, folder = tmp_path / "quickstart", tmp_path / "quickstart-transfer"
+    results = []
+    for _ in range(2):
+        assert launch.main(["transfer", str(source), *settings]) == 0
+        results.append(json.loads((folder / "transfer.json").read_text()))
+    found, again = results
+    names = [stage["name"] for stage in found["stages"]]
+    assert names == ["other seeds", "imdb", "other reward", "tldr", "other policy"]
+    assert len(found["finalists"]) == 1 and set(found["baselines"]) == {"dpo", "slic"}
+    assert len(found["searched"]) == 5
+    for stage in found["stages"]:
+        assert set(stage["comparisons"]) == {*found["finalists"], *found["baselines"]}
+        assert set(stage["scores"]) == set(found["searched"])
+        assert stage["correlation"][-1] >= 4  # pairs
+    held, other = found["stages"][1:3]  # the same lanes, another reward
+    assert held["comparisons"]["slic"]["score"] != other["comparisons"]["slic"]["score"]
+    assert again == found
+    with archives.open_archive(source / "archive.sqlite") as archive:
         searched = {e.key.seed for e in archives.evaluations(archive)}
-    with archives.open_archive(found.folder / "archive.sqlite") as archive:
+    with archives.open_archive(folder / "archive.sqlite") as archive:
         lanes = archives.evaluations(archive)
     assert not searched & {e.key.seed for e in lanes}
-    assert len(lanes) == 3 * (2 + 5 * 2 * 2)  # three stages train: the untrained policy, then 5 x 2 x 2
+    assert {e.key.task for e in lanes} == {"rotten_tomatoes", "imdb", "tldr"}
+    assert len(lanes) == 4 * (2 + 5 * 2 * 2)  # four stages train: the untrained policy, then 5 x 2 x 2
