@@ -71,7 +71,7 @@ def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str],
     from discojax.search import finetune
 
     config = finetune.chosen(config, options.policy, options.data, given, resume=resume)
-    with _resumable("train", config, finetune.CHECKPOINT):
+    with _resumable("train", config):
         finetuned.show(finetune.finetune(config), confidence=config.evaluation.confidence)
     return 0
 
