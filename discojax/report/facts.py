@@ -8,6 +8,7 @@ from typing import Any
 
 from discojax.report.boards import Board
 from discojax.report.gather import Run
+from discojax.search.opening import going_on
 
 __all__ = ["facts"]
 
@@ -42,7 +43,7 @@ def _state(run: Run) -> str:
         return "finished" + (f", after {_times(run.resumed)} being resumed" if run.resumed else "")
     if run.state == "running":
         return "running: this page is as of when it was written"
-    command = f"python -m discojax.launch discover --resume {run.folder}"
+    command = going_on(run.facts.get("command") or "discover", run.folder)
     return f"stopped before its end; `{command}` goes on with it"
 
 

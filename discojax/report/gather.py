@@ -56,7 +56,7 @@ class Run:
       results: of `results.json` or `evaluation.json`; empty before the end.
       created, written: first and last sign of life, seconds since 1970.
       resumed: how many times.
-      facts: of the archive's `meta`: versions, hardware, tasks.
+      facts: of the archive's `meta`: command, versions, hardware, tasks.
     """
 
     folder: Path
@@ -89,7 +89,8 @@ def gather(folder: Path, config: Config) -> Run:
         created = float(archives.get_meta(archive, "created", 0.0))
         used = spent(archive)
         finished = bool(archives.get_meta(archive, "finished", False))
-        facts = {name: archives.get_meta(archive, name) for name in ("versions", "hardware", "host", "tasks")}
+        known = ("command", "versions", "hardware", "host", "tasks")
+        facts = {name: archives.get_meta(archive, name) for name in known}
         resumed = len(archives.events(archive, kind="resumed"))
         attempts = archives.attempts(archive)
         spending = archives.export_rows(archive, "spending")

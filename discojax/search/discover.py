@@ -131,7 +131,7 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
     if len({c.name for c in contenders}) < len(contenders):
         raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
     logs.require(config.run)
-    with open_run(config, resume=False) as archive, display() as screen, logs.opened(config) as log:
+    with open_run(config, False, "train") as archive, display() as screen, logs.opened(config) as log:
         laboratory = build_laboratory(config, archive, (config.task.name,), screen, log)
         trial = Trial(
             _TRAIN, config.task.name, "select", config.evaluation.steps, config.search.betas,

@@ -169,7 +169,7 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
     other = config.evaluation.reward and name != "preferences"  # which knows it by itself
     reward = own_reward(config.evaluation.reward) if other else None
     logs.require(config.run)
-    with open_run(config, resume) as archive, display() as screen, logs.opened(config) as log:
+    with open_run(config, resume, "evaluate") as archive, display() as screen, logs.opened(config) as log:
         laboratory = build_laboratory(
             config, archive, (name,), screen, log,
             held_out_pairs=config.evaluation.held_out_pairs, rescored=True,

@@ -121,7 +121,7 @@ def transfer(config: Config, tasks: Mapping[TaskName, Config]) -> Transferred:
     resume = (config.run.path / "archive.sqlite").exists()
     stages = []
     logs.require(config.run)
-    with open_run(config, resume) as archive, display() as screen, logs.opened(config) as log:
+    with open_run(config, resume, "transfer") as archive, display() as screen, logs.opened(config) as log:
         for number, (name, detail, settings, task) in enumerate(_stages(config, tasks)):
             rung = _RUNG + _APART * number
             trial = Trial(

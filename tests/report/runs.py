@@ -6,7 +6,9 @@ What their lanes measured is drawn at random; everything else is as a search lea
 from __future__ import annotations
 
 import json
+import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,24 @@ from discojax.proposers.evolution import Evolution
 from discojax.proposers.types import Scored
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Attempt, Evaluation, EvaluationKey
+from discojax.search.finals import Control
+from discojax.search.records import plain
 from discojax.search.rungs import final_trial, rung_trial
+from discojax.search.statistics import Comparison, Estimate
 
 LIBRARY = ("dpo", "ipo", "slic", "discopop")
+_NEITHER = Comparison(
+    "found", Estimate(0.03, 0.01, 0.5, 8, 16), Estimate(0.02, 0.01, 0.5, 8, 16), (-0.01, 0.05), (-0.01, 0.05),
+    0.07, 0.07, "no difference shown", 0, 8,
+)  # fmt: skip
+_UNKNOWN = Estimate(math.nan, math.nan, math.nan, 8, 16)
+CONTROLS = (
+    Control("search", 24, 22, 48_000, "found", _NEITHER),
+    Control("random_mutation", 24, 20, 47_000, "mutant", _NEITHER, Estimate(0.04, 0.01, 0.5, 8, 16)),
+    Control("best_of_n", 24, 19, 46_000, "lone", _NEITHER, _UNKNOWN),
+    Control("tuned_baselines", 24, 0, 45_000),
+)
+"""The search with its controls; one could not be compared, and in one nothing trained."""
 OVERRIDES = ["evaluation.prompts=16", "evaluation.search_prompts=16", "evaluation.bootstrap=100"]
 
 
@@ -72,6 +89,9 @@ def write_run(
             _score(folder, config, archive, attempts, rng)
         if finished:
             archives.set_meta(archive, "finished", True)
+    if finished and scored:
+        results = {"controls": [asdict(control) for control in CONTROLS]}
+        (folder / "results.json").write_text(json.dumps(plain(results)))
     return config
 
 

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from runs import LIBRARY, write_run
+from runs import CONTROLS, LIBRARY, write_run
 
 from discojax import candidates, objectives
 from discojax.errors import UserError
@@ -16,7 +16,8 @@ from discojax.objectives import curve
 from discojax.report import formulas, gather, page
 from discojax.search import archive as archives
 from discojax.search import schema
-from discojax.search.rungs import BASELINE
+from discojax.search.rungs import BASELINE, final_trial, rung_trial
+from discojax.search.statistics import interval
 
 
 def data_of(html):
@@ -41,6 +42,9 @@ def test_it_is_one_file_that_asks_for_nothing(finished):
 
 def test_what_was_run_is_said(finished):
     config, html = finished
+    trials = rung_trial(config, 0), rung_trial(config, 1), final_trial(config)
+    seeds = {trial.rung: sorted({str(min(trial.seeds)), str(max(trial.seeds))}, key=int) for trial in trials}
+    trained = "; ".join(f"rung {rung}: {' to '.join(ends)}" for rung, ends in seeds.items())
     for text in (
         "searched on rotten_tomatoes",
         "1,121,024 parameters",
@@ -51,6 +55,8 @@ def test_what_was_run_is_said(finished):
         "numpy",
         "Configuration",
         f"lanes: {config.population.lanes}",
+        "cpu (1 × cpu)",
+        f"run {config.run.seed}, task {config.task.seed}; of lanes: {trained}",
     ):
         assert text in html, text
 
@@ -67,6 +73,23 @@ def test_the_leaderboard_is_that_of_the_run(finished):
     best = held_out.rows[0]
     mine = [np.mean([rewards[best.name, beta, seed] for seed in held_out.seeds]) for beta in held_out.betas]
     np.testing.assert_allclose(best.reward, max(mine), atol=1e-6)
+
+
+def test_the_controls_are_beside_the_search_that_they_are_of(finished):
+    config, html = finished
+    section = re.search(r'<section id="controls">.*?</section>', html, re.DOTALL).group()
+    rows = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)
+        for row in re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
+    ]
+    names = ["search", "random mutation", "best of n", "tuned baselines"]
+    assert [row[0] for row in rows] == ["arm", *names]
+    assert [row[3] for row in rows[1:]] == ["found", "mutant", "lone", "none trained"]
+    low, high = interval(CONTROLS[1].lead, config.evaluation.confidence)
+    assert low < 0.04 < high
+    assert [row[5] for row in rows[1:]] == ["", f"+0.040 [{low:+.3f}, {high:+.3f}]", "", ""]
+    assert rows[1][4].startswith("+0.020 [") and rows[4][4] == ""
+    assert '<a href="#controls">' in html
 
 
 def test_every_candidate_has_its_card(finished):
