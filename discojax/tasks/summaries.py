@@ -184,12 +184,9 @@ def build(
 def _documents(source: str | None, root, report: Report) -> dict[str, list[tuple[str, str]]]:
     """Post and summary of every document, by role. The role is a hash of the post's."""
     report("documents", 0, 1)
-    if source is None:
-        from discojax.tasks import builders  # imports TFDS
-
-        source = str(builders.prepare(builders.Docstrings, root))
+    rows = _packaged(root) if source is None else (row for _, row in read_rows(source, "train"))
     found: dict[str, tuple[str, str]] = {}
-    for _, row in read_rows(source, "train"):
+    for row in rows:
         if isinstance(row, Broken):
             continue
         body, summary = (_text(row.get(key)) for key in ("document", "summary"))
@@ -209,6 +206,18 @@ def _documents(source: str | None, root, report: Report) -> dict[str, list[tuple
         )
     report("documents", 1, 1)
     return roles
+
+
+def _packaged(root: Path | str | None) -> Iterator[Row]:
+    """The packaged documents, read as any TFDS data set is, from what our builder wrote of them.
+
+    Without TFDS, which is an extra, they are read from their libraries: the same rows.
+    """
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        return ({"document": one.body, "summary": one.summary} for one in docstrings.extract())
+    from discojax.tasks import builders
+
+    return (row for _, row in read_rows(str(builders.prepare(builders.Docstrings, root)), "train"))
 
 
 def _text(value: object) -> str:

@@ -122,6 +122,31 @@ def test_the_reviews_go_through_a_builder_too(few, tmp_path, monkeypatch):
     assert found == set(zip(texts.texts, texts.labels.tolist(), texts.sources, strict=True))
 
 
+def test_our_builder_has_a_name_in_tfds(few, tmp_path, monkeypatch):
+    """As others are read: prepared on first use where TFDS keeps its data, and read from there."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    importlib.import_module("discojax.tasks.builders")  # registers it
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    bodies = {document.body for document in docstrings.extract()}
+    for _ in range(2):
+        rows = [row for _, row in read_rows("tfds:docstrings", "train")]
+        assert {row["document"].decode() for row in rows} == bodies
+        assert len(list(tmp_path.glob("docstrings/*/*.array_record*"))) == 1
+    with pytest.raises(UserError, match=r"The data set 'docstring' .* could not be had from TFDS"):
+        list(read_rows("tfds:docstring", "train"))
+
+
+def test_without_tfds_the_documents_are_the_same_in_the_same_order(folder, few, monkeypatch):
+    quiet = lambda what, done, total: None  # noqa: E731
+    expected = summaries._documents(None, few, quiet)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    monkeypatch.delitem(sys.modules, "discojax.tasks.builders")
+    with pytest.raises(ImportError):
+        importlib.import_module("tensorflow_datasets")
+    assert summaries._documents(None, few, quiet) == expected and len(expected["policy"]) > 100
+
+
 CONFIG = TaskConfig(
     policy=DecoderConfig(vocab_size=1500, layers=1, width=16, heads=2, max_length=63),
     sft=SftConfig(steps=4, batch=8),
