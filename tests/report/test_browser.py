@@ -7,6 +7,7 @@ import pytest
 from runs import LIBRARY, write_run
 
 from discojax.report import page
+from discojax.search import archive as archives
 
 pytestmark = pytest.mark.browser
 
@@ -41,9 +42,11 @@ def report(tmp_path_factory):
 def opened(browser, report):
     """Opens the report; whatever the browser complains of, and whatever it asks for, is noted."""
 
-    def opened(width=1280, scheme="light", file=report):
+    def opened(width=1280, scheme="light", file=report, clock=False):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         tab = context.new_page()
+        if clock:
+            tab.clock.install()
         tab.complaints = []
         tab.on("console", lambda m: tab.complaints.append(m.text) if m.type in ("error", "warning") else None)
         tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
@@ -217,6 +220,7 @@ def test_it_is_accessible(opened, scheme):
     """By axe's rules of WCAG 2 A and AA, contrast among them, with a card open."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     tab = opened(scheme=scheme)
+    assert tab.locator("#controls tbody tr").count() == 4
     tab.locator("#all tbody button.open").first.click()
     tab.locator("tr.detail svg").nth(1).wait_for()
     tab.evaluate("document.querySelector('meta[http-equiv]').remove()")
@@ -240,3 +244,21 @@ def test_a_run_that_crashed_opens(opened, tmp_path):
         LIBRARY
     )
     assert tab.complaints == []
+
+
+def test_the_page_of_a_run_that_goes_on_loads_itself_anew(opened, tmp_path):
+    config = write_run(tmp_path / "going", proposed=0, scored=False, finished=False)
+    with archives.open_archive(config.run.path / "archive.sqlite", "of a test"):
+        file = page.write(config)
+    tab = opened(file=file, clock=True)
+    running, stopped = (tab.locator(f"html[data-state={state}]") for state in ("running", "stopped"))
+    page.write(config)
+    tab.locator("#live").uncheck()
+    tab.clock.fast_forward(21_000)
+    tab.wait_for_timeout(300)
+    assert running.count() == 1 and stopped.count() == 0
+    tab.locator("#live").check()
+    tab.clock.fast_forward(21_000)
+    stopped.wait_for(state="attached", timeout=60_000)
+    assert "stopped before its end" in tab.locator("body").inner_text()
+    assert tab.locator("#live").count() == 0 and tab.complaints == []

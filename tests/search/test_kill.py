@@ -18,6 +18,10 @@ import toy
 from discojax.proposers.replay import Transcript
 from discojax.proposers.types import Proposal
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "proposers"))
+
+from server import Server
+
 PROGRAM = Path(__file__).with_name("toy_run.py")
 
 
@@ -111,3 +115,27 @@ def test_a_run_of_two_hundred_proposals_survives_twenty_kills(tmp_path):
     figures = survives(tmp_path, candidates=200, kills=20, seed=2)
     print(figures)
     assert figures["kills"] == 20 and figures["attempts"] == 200 + 4 and figures["resumed"] >= 15
+
+
+@pytest.mark.slow
+def test_a_run_that_pays_for_its_requests_pays_for_none_twice(tmp_path, monkeypatch):
+    """But those under way when it was killed, which no one could know to be answered."""
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    kills, concurrency = 3, 2
+    with Server() as server:
+        server.state.then = "ok:0.05"
+        overrides = (
+            "search.proposer=openai", f"proposer.base_url={server.url}/v1", "proposer.models=[qwen3:8b]",
+            f"proposer.concurrency={concurrency}", "proposer.candidates=1", "search.candidates=12",
+            "search.generations=3",
+        )  # fmt: skip
+        killed = sum(Life(tmp_path, overrides).kill_after(rows, 0.02) for rows in (1, 9, 14))
+        Life(tmp_path, overrides).end()
+        asked = len(server.state.generations)
+    with sqlite3.connect(tmp_path / "toy/archive.sqlite") as archive:
+        hashes = [row[0] for row in archive.execute("SELECT hash FROM requests")]
+        made = archive.execute("SELECT count(*) FROM attempts WHERE status = 'accepted' "
+                               "AND operator != 'library'").fetchone()[0]  # fmt: skip
+    assert killed == kills and made == 12
+    assert len(hashes) == len(set(hashes)) >= 12
+    assert len(hashes) <= asked <= len(hashes) + kills * concurrency
