@@ -117,3 +117,31 @@ def test_readme_and_site_know_every_notebook_and_one_address() -> None:
         text = page.read_text(encoding="utf-8")
         found = re.findall(r"github(?:\.com)?/([\w-]+/discojax)\b", text)
         assert found and set(found) == {place}
+
+
+@pytest.mark.parametrize(
+    ("driver", "tpu", "extra"),
+    [
+        ("550.54.15", False, "[cuda12]"),
+        ("580.65.06", False, "[cuda]"),
+        ("", True, "[tpu]"),
+        ("NVIDIA-SMI has failed", False, ""),
+    ],
+)
+def test_the_install_cell_takes_what_the_driver_can_run(
+    driver: str, tpu: bool, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n[ $# = 2 ] && echo '{driver}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
+    if tpu:
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5e-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert not extra or extra.strip("[]") in extras
+    for path in NOTEBOOKS:
+        (source,) = [cell.source for cell in read(path).cells if "%pip" in cell.source]
+        names: dict[str, Any] = {}
+        exec(re.sub("%pip.*", "pass", source), names)
+        assert names["extra"] == extra, path.name
