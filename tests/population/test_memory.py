@@ -4,13 +4,11 @@ import re
 
 import jax
 import pytest
-from flax import nnx
 
 from discojax.errors import UserError
-from discojax.policies.decoder import Decoder, DecoderConfig
-from discojax.population import StepConfig, make_engine, make_mesh, make_programs
+from discojax.population import make_engine
 from discojax.population import memory as memories
-from discojax.population.memory import available_memory, check_memory, compile_step, needed_memory
+from discojax.population.memory import available_memory, check_memory, needed_memory
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +94,3 @@ def test_a_container_may_have_less(tmp_path, limit, expected):
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
     assert memories._free_in_group(tmp_path) == expected
     assert memories._free_in_group(tmp_path / "none") is None
-
-
-def test_a_step_that_computes_activations_twice_takes_less_memory(setting):
-    def temporaries(remat):
-        config = DecoderConfig(vocab_size=40, layers=4, width=16, heads=2, max_length=12, remat=remat)
-        graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-        step = StepConfig(batch=16, chunk=1, block=16)
-        programs = make_programs(graph, params, step, lanes=1, tokens=setting.tokens, mesh=make_mesh(1, 1, 1))
-        return compile_step(programs, setting.pairs)[1].temporaries
-
-    assert temporaries("block") < 0.8 * temporaries("none")
