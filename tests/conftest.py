@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,6 +15,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # Before any test imports JAX: the same numbers on every machine, unless the GPU is what is tested.
     if config.option.markexpr != "gpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # What is compiled is compiled once for all tests, their worker processes and the commands they run.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="discojax-tests-")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -35,20 +42,9 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
-    """A cache of a module's own, and in it what is compiled, as a command has: runs have much in common."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    folder = str(tmp_path_factory.mktemp("cache"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path, None, None]:
+    """A cache of a module's own for what is built from data."""
+    root = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISCOJAX_CACHE", folder)
-        for name, value in zip(names, (folder, 0.1), strict=True):
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+        patch.setenv("DISCOJAX_CACHE", str(root))
+        yield root

@@ -60,9 +60,10 @@ def _logits(hidden: Array, head: Array) -> Array:
     return jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def _is_target(targets: Array, vocab: int) -> Array:
-    # Compare-and-sum picks the target's logit: a gather's transpose is a scatter over the vocabulary.
-    return jnp.arange(vocab, dtype=targets.dtype) == targets[:, None]
+def _chosen(hidden: Array, head: Array, targets: Array, softcap: float | None) -> Array:
+    """The targets' own logits, float32."""
+    rows = head[targets].astype(jnp.float32)
+    return soft_cap(jnp.sum(hidden.astype(jnp.float32) * rows, axis=-1), softcap)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -74,34 +75,62 @@ def _forward(softcap: float | None, hidden: Array, head: Array, targets: Array):
     def one(block):
         h, t = block
         logits = soft_cap(_logits(h, head), softcap)
-        chosen = jnp.sum(jnp.where(_is_target(t, head.shape[0]), logits, 0.0), axis=-1)
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        return chosen - normaliser, normaliser
+        top = jnp.max(logits, axis=-1)
+        powers = jnp.exp(logits - top[:, None])
+        total = jnp.sum(powers, axis=-1)
+        normaliser = top + jnp.log(total)
+        return _chosen(h, head, t, softcap) - normaliser, normaliser, powers, total
 
-    logps, normalisers = jax.lax.map(one, (hidden, targets))
+    if hidden.shape[0] == 1 and softcap is None:
+        # All of it is held once anyway: kept from here on, it is not made again on the way back.
+        logps, _, powers, total = one((hidden[0], targets[0]))
+        return logps[None], (hidden, head, targets, (powers, total))
+    logps, normalisers = jax.lax.map(lambda block: one(block)[:2], (hidden, targets))
     return logps, (hidden, head, targets, normalisers)
 
 
 def _backward(softcap: float | None, saved, cotangents: Array):
-    hidden, head, targets, normalisers = saved
+    hidden, head, targets, kept = saved
 
-    def one(d_head, block):
-        h, t, normaliser, cotangent = block
-        logits = soft_cap(_logits(h, head), softcap)
-        probabilities = jnp.exp(logits - normaliser[:, None])
-        d_logits = (_is_target(t, head.shape[0]) - probabilities) * cotangent[:, None]
-        if softcap is not None:
-            d_logits = d_logits * (1.0 - (logits / softcap) ** 2)  # tanh's slope
-        d_logits = d_logits.astype(h.dtype)
-        d_hidden = jnp.einsum("tv,vd->td", d_logits, head)
+    def spread(h, powers, scale):
+        """What `scale` times the powers' row sums is to hidden states and, transposed, to the head."""
+        powers = powers.astype(h.dtype)
+        d_hidden = jnp.einsum("tv,vd->td", powers, head, preferred_element_type=jnp.float32) * scale
         # The narrow matrix is the one transposed: the other way the product takes twice as long on a
         # CPU, and without the barrier XLA turns it round.
-        narrow = jnp.einsum("td,tv->dv", h, d_logits, preferred_element_type=jnp.float32)
-        return d_head + jax.lax.optimization_barrier(narrow).T, d_hidden
+        scaled = (h * scale).astype(h.dtype)
+        narrow = jnp.einsum("td,tv->dv", scaled, powers, preferred_element_type=jnp.float32)
+        return d_hidden, jax.lax.optimization_barrier(narrow).T
 
-    zeros = jnp.zeros(head.shape, jnp.float32)
-    d_head, d_hidden = jax.lax.scan(one, zeros, (hidden, targets, normalisers, cotangents))
-    return d_hidden, d_head.astype(head.dtype), None
+    def one(d_head, block):
+        h, normaliser, cotangent = block
+        logits = soft_cap(_logits(h, head), softcap)
+        powers = jnp.exp(logits - normaliser[:, None])
+        if softcap is not None:
+            powers = powers * _slope(logits, softcap)
+        d_hidden, more = spread(h, powers, -cotangent[:, None])
+        return d_head + more, d_hidden
+
+    if isinstance(kept, tuple):
+        powers, total = kept
+        d_hidden, d_head = spread(hidden[0], powers, -(cotangents[0] / total)[:, None])
+        d_hidden = d_hidden[None]
+    else:
+        zeros = jnp.zeros(head.shape, jnp.float32)
+        d_head, d_hidden = jax.lax.scan(one, zeros, (hidden, kept, cotangents))
+
+    # The targets' own part, a row each: over the vocabulary it would be mostly zeros.
+    own = cotangents
+    if softcap is not None:
+        own = own * _slope(_chosen(hidden, head, targets, softcap), softcap)
+    own = own[..., None]
+    d_hidden = d_hidden + own * head[targets].astype(jnp.float32)
+    d_head = d_head.at[targets].add(own * hidden.astype(jnp.float32))
+    return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype), None
+
+
+def _slope(capped: Array, softcap: float) -> Array:
+    return 1.0 - (capped / softcap) ** 2  # tanh's
 
 
 _blocked_logps.defvjp(_forward, _backward)

@@ -101,7 +101,7 @@ def test_data_adds_the_gradient_and_the_log_probabilities_of_the_batch(compiled,
     assert {tuple(axes) for _, axes, _ in over_data} == {("data",)}
     reduced = sum(size for kind, _, size in over_data if kind == "all-reduce")
     others = sum(size for kind, _, size in over_data if kind != "all-reduce")
-    # Over `model` too, the compiler adds up a small leaf before it is divided, or divides one that lies whole.
+    # Over `model` too, a small leaf may be added up before it is divided, and one that lies whole divided.
     least, most = compiled[name]["divided"], compiled[name]["gradient"]
     assert least <= reduced <= (1.01 if name == "lanes and data" else 1.2) * most
     assert 0 < others <= 2 * lanes * 2 * 16 * 4  # two log-probabilities a pair, sixteen pairs

@@ -45,7 +45,8 @@ def discover(folder: Path, *overrides: str) -> tuple[int, dict[str, bytes], dict
     """Exit code, all files and outputs it leaves, and the environments of its children."""
     command = [sys.executable, "-m", "discojax.launch", "discover", *SMALL, *overrides]
     command += [f"run.directory={folder / 'runs'}"]
-    environment = {**os.environ, "DISCOJAX_CACHE": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
+    caches = {"DISCOJAX_CACHE": str(folder / "cache"), "JAX_COMPILATION_CACHE_DIR": str(folder / "cache/xla")}
+    environment = {**os.environ, **caches, "JAX_PLATFORMS": "cpu"}
     children: dict[str, bytes] = {}
     with open(folder / "stdout", "ab") as out, open(folder / "stderr", "ab") as err:
         run = subprocess.Popen(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,16 +24,7 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def caches(tmp_path_factory):
-    """One cache of built data and one of compiled programs, for all runs of this module."""
-    root = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISCOJAX_CACHE", str(root))
-        before = jax.config.jax_compilation_cache_dir
-        jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
-        yield
-        jax.config.update("jax_compilation_cache_dir", before)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def config(folder, *overrides: str) -> Config:
@@ -46,7 +36,7 @@ def scores(outcome: discover.Outcome) -> dict[str, tuple[float, float]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, caches):
+def finished(tmp_path_factory, own_cache):
     settings = config(tmp_path_factory.mktemp("runs"))
     return settings, discover.run(settings)
 
@@ -188,8 +178,11 @@ def test_a_misspelt_baseline_is_told_before_any_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_train_compares_names_and_files(tmp_path):
-    file = tmp_path / "mine.py"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, own_cache):
+    """A training of a loss of the library and of a file."""
+    folder = tmp_path_factory.mktemp("trained")
+    file = folder / "mine.py"
     file.write_text(
         "def mine(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,"
         " reference_rejected_logps, beta):\n"
@@ -197,12 +190,38 @@ def test_train_compares_names_and_files(tmp_path):
         " - (policy_rejected_logps - reference_rejected_logps)\n"
         "    return 2.0 * jax.nn.softplus(-beta * m)\n"
     )
-    outcome = discover.train(config(tmp_path), ["ipo", str(file)])
+    names = ["ipo", str(file)]
+    return names, discover.train(config(folder), names)
+
+
+def test_train_compares_names_and_files(trained):
+    _, outcome = trained
     assert [c.name for c in outcome.contenders] == ["dpo", "ipo", "mine"]
     assert outcome.comparisons["mine"].lanes == 4
     # Twice DPO's loss has twice its gradient, which Adam does not see: the same policies.
     mine, dpo = outcome.measured.samples["mine"], outcome.measured.samples["dpo"]
     np.testing.assert_allclose(mine.kl, dpo.kl, rtol=0.05, atol=1e-3)
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(trained, tmp_path, monkeypatch):
+    names, outcome = trained
+    add, done = archives.add_evaluations, []
+
+    def add_and_stop(archive, new):
+        add(archive, new)
+        done.append(new)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "add_evaluations", add_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            discover.train(config(tmp_path), names)
+    again = discover.train(config(tmp_path), names, resume=True)
+    assert done and scores(again) == scores(outcome)
+    for name, samples in outcome.measured.samples.items():
+        np.testing.assert_array_equal(again.measured.samples[name].reward, samples.reward)
+    with pytest.raises(UserError, match="is a run of train"):
+        discover.run(config(tmp_path), resume=True)
 
 
 def test_train_says_why_a_file_is_refused(tmp_path):

@@ -10,7 +10,6 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -36,17 +35,12 @@ _spec.loader.exec_module(small)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def data(tmp_path_factory):
-    """Few reviews and documents, one cache of what is built of them, one of compiled programs."""
-    root = tmp_path_factory.mktemp("cache")
+def data(own_cache):
+    """Few reviews and documents, and one cache of what is built of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISCOJAX_CACHE", str(root))
-        small.few_reviews(root, patch)
+        small.few_reviews(own_cache, patch)
         small.few_documents(patch)
-        before = jax.config.jax_compilation_cache_dir
-        jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
         yield
-        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def config(folder, *overrides: str, file: str = "quickstart") -> Config:

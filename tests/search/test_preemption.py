@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 import toy
 
@@ -34,17 +33,11 @@ OBJECTIVES = ("--objectives", "dpo,slic,exp")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Few reviews, one cache of what is built of them, one of compiled programs."""
-    root = tmp_path_factory.mktemp("cache")
+def root(own_cache):
+    """Few reviews, and one cache of what is built of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISCOJAX_CACHE", str(root))
-        small.few_reviews(root, patch)
-        before = jax.config.jax_compilation_cache_dir
-        jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        yield root
-        jax.config.update("jax_compilation_cache_dir", before)
+        small.few_reviews(own_cache, patch)
+        yield own_cache
 
 
 def words(folder, *more):
