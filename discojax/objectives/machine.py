@@ -29,7 +29,6 @@ MAX_INSTRUCTIONS = 128
 _Array = Array | np.ndarray  # as `encode` leaves it, or on a device
 _FIRST_CONSTANT = len(ARGUMENTS)
 _FIRST_RESULT = _FIRST_CONSTANT + MAX_CONSTANTS
-_REGISTERS = _FIRST_RESULT + MAX_INSTRUCTIONS
 
 
 class Code(NamedTuple):
