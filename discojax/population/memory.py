@@ -6,6 +6,7 @@ temporaries. Training then finds it compiled, so the answer costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from discojax.population.engine import Programs
 
 __all__ = [
+    "Measuring",
     "Usage",
     "abstract_arguments",
     "available_memory",
+    "check_measuring",
     "check_memory",
     "compile_step",
+    "compile_usage",
     "fitting_lanes",
     "needed_memory",
     "written",
@@ -73,7 +77,12 @@ def compile_step(programs: Programs, data: Pairs) -> tuple[Any, Usage] | None:
 
     Nothing is compiled twice. `data` may be shapes.
     """
-    lowered = programs.advance.lower(*abstract_arguments(programs, data))  # type: ignore[attr-defined]
+    return compile_usage(programs.advance, *abstract_arguments(programs, data))
+
+
+def compile_usage(function: Any, *arguments: Any) -> tuple[Any, Usage] | None:
+    """The same of any jitted function, for arguments or their shapes."""
+    lowered = function.lower(*arguments)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -164,6 +173,82 @@ def check_memory(programs: Programs, data: Pairs, limit: int | None = None) -> N
         f"{programs.lanes} lanes on {programs.mesh.size} device(s) need {much} on each, "
         f"which has {written(limit)}. {advice}"
     )
+
+
+Measuring = Callable[["Programs", int], Sequence[tuple[Any, tuple[Any, ...]]]]
+"""The jitted functions that measure lanes of such programs on so many prompts, with their arguments or the
+shapes of these, of which the first is what trains of all lanes and the second what is frozen."""
+
+
+def check_measuring(
+    programs: Programs, data: Pairs, measuring: Measuring, prompts: int, limit: int | None = None
+) -> None:
+    """Refuses lanes that could be trained but not measured, and says how many lanes or prompts would fit.
+
+    The same functions are called later and found compiled.
+
+    Args:
+      programs: for the number of lanes that is asked for.
+      data: the pairs, or their shapes, which lie on the devices meanwhile.
+      measuring: see `Measuring`.
+      prompts: what is measured on.
+      limit: bytes there are on each device; None asks the first one.
+
+    Raises:
+      UserError: measuring needs more than that, with the lanes' moments beside it.
+    """
+    if limit is None:
+        limit = available_memory(programs.mesh)
+    if limit is None:
+        return
+
+    def needed(programs: Programs, prompts: int) -> int | None:
+        state, _, _, pairs = abstract_arguments(programs, data)
+        besides = _held((state, pairs)) - _held(state.params)
+        found = [compile_usage(function, *given) for function, given in measuring(programs, prompts)]
+        if any(each is None for each in found):
+            return None
+        return besides + max(each[1].total for each in found if each is not None)
+
+    def fits(programs: Programs, prompts: int) -> bool:
+        much = needed(programs, prompts)
+        return much is not None and much <= limit
+
+    much = needed(programs, prompts)
+    if much is not None and much <= limit:
+        return
+    fewer = next((n for n in _halves(prompts) if fits(programs, n)), 0)
+    shards = programs.mesh.shape["lane"]
+    lanes = next(
+        (
+            n * shards
+            for n in _halves(programs.lanes // shards)
+            if fits(programs.of_lanes(n * shards), prompts)
+        ),
+        0,
+    )
+    ways = [f"{fewer} prompts would fit (evaluation.prompts={fewer})"] if fewer else []
+    ways += [f"{lanes} lanes would fit (population.lanes={lanes})"] if lanes else []
+    advice = " or ".join(ways) or "Not even one lane or prompt fits: set population.dtype=bfloat16"
+    raise UserError(
+        f"Measuring {programs.lanes} lanes on {prompts} prompts needs "
+        f"{'more memory than there is' if much is None else written(much)} on each of "
+        f"{programs.mesh.size} device(s), which has {written(limit)}: {advice}."
+    )
+
+
+def _halves(number: int) -> list[int]:
+    """Half of a number, half of that, and so on down to 1."""
+    return [number >> k for k in range(1, number.bit_length())]
+
+
+def _held(tree: Any) -> int:
+    """Bytes of shapes on each device."""
+
+    def of(x: Any) -> int:
+        return int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+
+    return sum(of(x) for x in jax.tree.leaves(tree))
 
 
 def fitting_lanes(programs: Programs, data: Pairs, limit: int, needed: int | None) -> int:

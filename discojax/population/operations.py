@@ -33,6 +33,7 @@ __all__ = [
     "Restore",
     "Save",
     "Station",
+    "by_lane",
     "perform",
 ]
 
@@ -144,14 +145,14 @@ def _perform(station: Station, state: LaneState | None, operation: Operation) ->
     assert state is not None
     match operation:
         case Reset(started):
-            return programs.reset(state, engine.params, _by_lane(programs, started)), None
+            return programs.reset(state, engine.params, by_lane(programs, started)), None
         case Advance(settings):
-            orders = _by_lane(programs, settings)
+            orders = by_lane(programs, settings)
             state, metrics = programs.advance(state, orders, engine.frozen, engine.data)
             sums, step, diverged = fetch((metrics, state.step, state.diverged))
             return state, Advanced(_rows(sums), step, diverged)
         case Observe(chosen, seeds):
-            chosen, seeds = _by_lane(programs, (chosen, seeds))
+            chosen, seeds = by_lane(programs, (chosen, seeds))
             return state, fetch(station.observe(state.params, chosen, seeds))
         case Save(held, last):
             assert station.checkpoints is not None
@@ -159,7 +160,7 @@ def _perform(station: Station, state: LaneState | None, operation: Operation) ->
             return state, None
 
 
-def _by_lane(programs: Programs, tree: Any) -> Any:
+def by_lane(programs: Programs, tree: Any) -> Any:
     """Host arrays with a lane axis, for the compiled functions; one process leaves placing them to `jit`."""
     return tree if hosts.alone() else put(tree, NamedSharding(programs.mesh, jax.P("lane")))
 

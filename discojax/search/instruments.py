@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
 from discojax.data.pairs import Pairs
-from discojax.policies.sampling import length_buckets
+from discojax.policies.sampling import Bucket, length_buckets
 from discojax.population import hosts
 from discojax.population.checkpoint import Checkpoints
 from discojax.population.engine import Programs, make_engine, make_programs
+from discojax.population.lanes import idle_settings
+from discojax.population.memory import abstract_arguments, check_measuring, check_memory
 from discojax.population.mesh import make_mesh
-from discojax.population.operations import Station
+from discojax.population.operations import Station, by_lane
 from discojax.population.placement import put
 from discojax.population.step import StepConfig
 from discojax.tasks.measure import Margins, Sampler, make_margins, make_observe, make_sampler
@@ -182,9 +185,33 @@ def opened(instruments: Instruments | None, message: Open) -> tuple[Instruments,
 
 
 def _station(instruments: Instruments, goods: _Goods, split: str, prompts: int) -> Station:
-    engine = make_engine(instruments.programs, goods.params, goods.pairs, goods.frozen)
     everywhere = NamedSharding(instruments.programs.mesh, jax.P())
-    buckets = length_buckets(*(array[:prompts] for array in goods.prompts[split]))
+
+    def buckets_of(prompts: int) -> tuple[Bucket, ...]:
+        return length_buckets(*(array[:prompts] for array in goods.prompts[split]))
+
+    def measuring(programs: Programs, prompts: int) -> list[tuple[Any, tuple[Any, ...]]]:
+        """What `observe` calls, with the shapes of what it is called with: see `check_measuring`."""
+        state, _, frozen, _ = abstract_arguments(programs, goods.pairs)
+        buckets, held_out = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            (buckets_of(prompts), goods.held_out),
+        )
+        chosen, seeds = by_lane(
+            programs, (np.zeros(programs.lanes, bool), idle_settings(programs.lanes).seed)
+        )
+        lanes = (state.params, frozen, chosen)
+        found: list[tuple[Any, tuple[Any, ...]]] = [
+            (instruments.sampler, (*lanes, seeds, buckets, programs.params))
+        ]
+        if instruments.margins is not None and goods.held_out is not None:
+            found.append((instruments.margins, (*lanes, held_out)))
+        return found
+
+    check_memory(instruments.programs, goods.pairs)  # before measuring, which is less often what is too much
+    check_measuring(instruments.programs, goods.pairs, measuring, prompts)
+    engine = make_engine(instruments.programs, goods.params, goods.pairs, goods.frozen)
+    buckets = buckets_of(prompts)
     observe = make_observe(
         instruments.sampler, put(buckets, everywhere), engine.params, frozen=engine.frozen,
         margins=instruments.margins, held_out=put(goods.held_out, everywhere),
