@@ -43,6 +43,7 @@ def run_page(page: Path, folder: Path, *how: str) -> str:
     steps = []
     for block in read_page(page):
         if block.how == "file":
+            (folder / block.file).parent.mkdir(exist_ok=True)
             (folder / block.file).write_text(block.text, encoding="utf-8")
         elif block.how in how:
             text = block.text if block.language == "python" else quiet(block)
@@ -56,7 +57,7 @@ def run_page(page: Path, folder: Path, *how: str) -> str:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("run_page.py"))],
         input=json.dumps(steps), capture_output=True, text=True, cwd=folder,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PATH": path, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -81,6 +82,7 @@ def test_every_command_is_one_that_there_is(
     """Also of the blocks that run: names, options, settings, files and extras."""
     monkeypatch.chdir(tmp_path)
     for saved in (block for other in PAGES for block in read_page(other) if block.how == "file"):
+        (tmp_path / saved.file).parent.mkdir(exist_ok=True)
         (tmp_path / saved.file).write_text(saved.text, encoding="utf-8")
     for words in commands_of(page):
         check_command(words, pytestconfig)
