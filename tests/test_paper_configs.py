@@ -171,9 +171,7 @@ def test_tldr_is_judged_on_posts_with_their_own_summaries_in_one_format(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_discovery_trains_on_chats_and_two_rewards_take_part(
-    home, answering, tmp_path, monkeypatch, capfd
-):
+def test_discovery_trains_on_chats_and_two_rewards_take_part(home, answering, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reply_length.py").write_text(
