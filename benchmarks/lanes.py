@@ -2,14 +2,16 @@
 
     python benchmarks/lanes.py                      # simulated: 64 lanes, a slow and bursty language model
     python benchmarks/lanes.py --run runs/NAME      # a real run, from its metrics.jsonl
+    python benchmarks/lanes.py --serve 0.3          # makes a real run first, minutes: runs/lanes
 
 The simulation drives the real search: its schedule, brackets, prefetching, archive and gate, and the real
 loop that gives lanes their jobs. Only the device is arithmetic (`tests/search/toy.py`): a call for a chunk
-of steps takes as long for one lane as for all, as under `vmap`. Replies come after the latencies of
-`arrivals.json`, one request at a time, up to four candidates each. *Useful* is the share of lane-steps,
-over all the time from the first job, in which a lane trained: until the last job was given a lane,
-and to the end, when the last lanes drain and others have nothing left to do. *Load* is the time the lanes
-need for the work against the time the requests take: below 1 no schedule could keep them busy.
+of steps takes as long for one lane as for all, as under `vmap`. `--serve` trains real policies while a
+scripted server on this machine answers after recorded latencies, times the given factor. Replies come after
+the latencies of `arrivals.json`, one request at a time, up to four candidates each. *Useful* is the share
+of lane-steps, over all the time from the first job, in which a lane trained: until the last job was given
+a lane, and to the end, when the last lanes drain and others have nothing left to do. *Load* is the time
+the lanes need for the work against the time the requests take: below 1 no schedule could keep them busy.
 """
 
 from __future__ import annotations
@@ -34,7 +36,17 @@ SCENARIO = (
     "population.lanes=64", "population.chunk=32",
     "evaluation.bootstrap=100", "evaluation.search_prompts=64",
 )  # fmt: skip
-LATENCIES: Sequence[float] = json.loads((ROOT / "benchmarks" / "arrivals.json").read_text())["seconds"]
+SERVED = (
+    "search.proposer=openai", "proposer.candidates=4",
+    "search.candidates=64", "search.generations=16", "search.betas=[0.1, 0.5]", "search.lag=2",
+    "search.rungs=[[1, 200, 64], [1, 400, 3]]", "search.elites=[2, 400, 4]",
+    "policy.layers=1", "policy.width=32", "policy.heads=2", "policy.vocab_size=512", "sft.steps=100",
+    "task.pairs=256", "population.lanes=16", "population.batch=8", "population.chunk=25",
+    "evaluation.prompts=32", "evaluation.search_prompts=32", "evaluation.seeds=2", "evaluation.finalists=1",
+    "evaluation.baselines=[dpo]", "evaluation.bootstrap=100",
+)  # fmt: skip
+ARRIVALS = json.loads((ROOT / "benchmarks" / "arrivals.json").read_text())
+LATENCIES: Sequence[float] = ARRIVALS["seconds"]
 
 
 def simulate(
@@ -77,6 +89,21 @@ def simulate(
     }
 
 
+def serve(folder: Path, pace: float, overrides: Sequence[str]) -> None:
+    """A run in `folder`, whose candidates a server here writes after recorded latencies times `pace`."""
+    sys.path.insert(0, str(ROOT / "tests" / "proposers"))
+    from server import MODELS, Server
+
+    from discojax.launch import main as launch
+
+    script = [f"ok:{pace * seconds:.3f}" for seconds in ARRIVALS["recorded"]]
+    with Server(script=script) as server:
+        launch(
+            ["discover", *SERVED, f"proposer.models=[{MODELS[0]}]", f"proposer.base_url={server.url}/v1",
+             f"run.directory={folder.parent}", f"run.name={folder.name}", *overrides]
+        )  # fmt: skip
+
+
 def of_run(folder: Path) -> list[tuple[str, float, float, float]]:
     """A run's phases: useful lane-steps before the drain and in all, and seconds without any job."""
     phases: dict[str, list[dict]] = {}
@@ -102,8 +129,12 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, help="the folder of a real run")
     parser.add_argument("overrides", nargs="*", help="key=value, of the simulated run's config")
+    parser.add_argument("--serve", type=float, metavar="FACTOR", help="make a real run first, in runs/lanes")
     options = parser.parse_args()
     console = Console()
+    if options.serve:
+        options.run = options.run or ROOT / "runs" / "lanes"
+        serve(options.run, options.serve, options.overrides)
     if options.run:
         table = Table("phase", "useful, before the drain", "useful, to the end", "no job at all, s")
         for phase, before, whole, waited in of_run(options.run):
