@@ -55,14 +55,14 @@ def train(config: Config, options: argparse.Namespace) -> int:
     given = objectives_of(options.objectives)
     if options.policy or options.data or config.finetune.policy:
         return _finetune(config, options, given, resume)
-    if resume:
-        raise UserError("`train --resume` goes on with a run of `train --policy`; this one had no policy.")
+    if given:  # saved with the run, which goes on with them
+        config = dataclasses.replace(config, search=dataclasses.replace(config.search, library=given))
     _configure_backend()
     from discojax.search import discover
 
-    config = discover.claim(config)
-    with _kept(config):
-        return _shown(discover.train(config, given or config.search.library), config)
+    config = config if resume else discover.claim(config)
+    with _resumable("train", config):
+        return _shown(discover.train(config, config.search.library, resume=resume), config)
 
 
 def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str], resume: bool) -> int:

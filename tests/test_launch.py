@@ -40,7 +40,9 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> list:
     outer = "discojax.search.discover"
     monkeypatch.setattr(f"{outer}.claim", lambda config: config)
     monkeypatch.setattr(f"{outer}.run", lambda config, resume: asked.append(("run", config, resume)))
-    monkeypatch.setattr(f"{outer}.train", lambda config, given: asked.append(("train", config, given)))
+    monkeypatch.setattr(
+        f"{outer}.train", lambda config, given, resume: asked.append(("train", config, given, resume))
+    )
     monkeypatch.setattr("discojax.launch._shown", lambda outcome, config: 0)
     monkeypatch.setattr("discojax.launch._configure_backend", lambda: asked.append("backend"))
     return asked
@@ -94,9 +96,16 @@ def test_train_passes_objectives_on(loop: list, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(DPO)
     assert main(["train", "--objectives", f"dpo, discopop(tau=0.1),{file}", "run.seed=4"]) == 0
-    assert loop[1] == ("train", load(None, ["run.seed=4"]), ("dpo", "discopop(tau=0.1)", str(file)))
+    given = ("dpo", "discopop(tau=0.1)", str(file))
+    _, config, *asked = loop[1]
+    assert asked == [given, False] and (config.run.seed, config.search.library) == (4, given)
     assert main(["train"]) == 0
-    assert loop[3] == ("train", Config(), Config().search.library)
+    assert loop[3] == ("train", Config(), Config().search.library, False)
+    # What is trained is saved with the run, which goes on with it.
+    config.run.path.mkdir(parents=True)
+    (config.run.path / "config.yaml").write_text(dump(config))
+    assert main(["train", "--resume", str(config.run.path)]) == 0
+    assert loop[5][2:] == (given, True)
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,11 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
     return outcome
 
 
-def train(config: Config, names: Sequence[str]) -> Outcome:
+def train(config: Config, names: Sequence[str], *, resume: bool = False) -> Outcome:
     """Trains and compares given objectives: names of the library, or files of candidate text.
 
-    Each goes through every beta and seed of the held-out evaluation's settings, on `config.task.name`.
+    Each goes through every beta and seed of the held-out evaluation's settings, on `config.task.name`. With
+    `resume` the folder holds a training that was stopped, and what it has measured is not trained again.
 
     Raises:
       UserError: an objective does not exist, or the gate rejects it.
@@ -131,7 +132,7 @@ def train(config: Config, names: Sequence[str]) -> Outcome:
     if len({c.name for c in contenders}) < len(contenders):
         raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
     logs.require(config.run)
-    with open_run(config, False, "train") as archive, display() as screen, logs.opened(config) as log:
+    with open_run(config, resume, "train") as archive, display() as screen, logs.opened(config) as log:
         laboratory = build_laboratory(config, archive, (config.task.name,), screen, log)
         trial = Trial(
             _TRAIN, config.task.name, "select", config.evaluation.steps, config.search.betas,
