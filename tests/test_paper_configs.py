@@ -15,7 +15,7 @@ import pytest
 from discojax.config import load
 from discojax.launch import main
 from discojax.search import archive as archives
-from discojax.search.evaluate import learning_rates
+from discojax.search.rungs import learning_rates
 
 pytest.importorskip("transformers")
 tfds = pytest.importorskip("tensorflow_datasets")

@@ -30,14 +30,14 @@ from discojax.search.judging import make_judge, win_rates
 from discojax.search.laboratory import SFT, Contender, Laboratory, Measured, Trial, measure, wanted
 from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.records import Evaluation
-from discojax.search.rungs import BASELINE, assert_fresh, judged, seeds
+from discojax.search.rungs import BASELINE, assert_fresh, judged, learning_rates, seeds
 from discojax.search.statistics import Comparison, Estimate, holm, mean, p_value
 from discojax.search.winrate import WinRate
 from discojax.tasks import overlap
 from discojax.tasks.own_rewards import own_reward
 from discojax.tasks.types import Reward, Task
 
-__all__ = ["Choice", "Evaluated", "Line", "Tuned", "evaluate", "every_lane", "learning_rates", "tune"]
+__all__ = ["Choice", "Evaluated", "Line", "Tuned", "evaluate", "every_lane", "tune"]
 
 _TUNING, _REPORT = 3000, 4000  # rungs of the archive, and where their seeds begin
 
@@ -253,17 +253,6 @@ def tune(
                 best, choice = score, Choice(rate, betas[_best_beta(reward, kl, budget)])
         chosen[contender.name] = choice
     return chosen
-
-
-def learning_rates(config: Config) -> tuple[float, ...]:
-    """Those that every objective is tuned over.
-
-    >>> from discojax.config import load
-    >>> learning_rates(load(None)), learning_rates(load(None, ["evaluation.learning_rates=[]"]))
-    ((0.001, 0.002), (0.002,))
-    """
-    rates, rate = config.evaluation.learning_rates, config.population.learning_rate
-    return (rate / 2, rate) if rates is None else rates or (rate,)
 
 
 def _best_beta(reward: Float[Array, " betas"], kl: Float[Array, " betas"], budget: float) -> int:

@@ -18,6 +18,7 @@ __all__ = [
     "final_trial",
     "judged",
     "lane_steps",
+    "learning_rates",
     "rung_trial",
     "searched_seeds",
     "seeds",
@@ -83,6 +84,17 @@ def assert_fresh(searched: Collection[int], reported: Sequence[int]) -> None:
             f"The seeds {', '.join(map(str, shared))} would report, and the search has trained with them: "
             "choose another run.seed."
         )
+
+
+def learning_rates(config: Config) -> tuple[float, ...]:
+    """Those that every objective is tuned over.
+
+    >>> from discojax.config import load
+    >>> learning_rates(load(None)), learning_rates(load(None, ["evaluation.learning_rates=[]"]))
+    ((0.001, 0.002), (0.002,))
+    """
+    rates, rate = config.evaluation.learning_rates, config.population.learning_rate
+    return (rate / 2, rate) if rates is None else rates or (rate,)
 
 
 def shares(config: Config) -> list[int]:
