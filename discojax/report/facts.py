@@ -66,9 +66,16 @@ def _policy(run: Run) -> str:
     policy = run.config.policy
     tasks: Mapping[str, Any] = run.facts.get("tasks") or {}
     counts = {
-        task["parameters"] for task in tasks.values() if isinstance(task, dict) and "parameters" in task
+        (task["parameters"] + task.get("frozen parameters", 0), task["parameters"])
+        for task in tasks.values()
+        if isinstance(task, dict) and "parameters" in task
     }
-    size = f", {max(counts):,} parameters" if counts else ""
+    whole, trained = max(counts, default=(0, 0))
+    size = f", {whole:,} parameters" if counts else ""
+    if whole > trained:
+        size += f", of which {trained:,} of adapters of rank {policy.lora.rank} train"
+    if policy.pretrained is not None:
+        return policy.pretrained + size
     return f"{policy.layers} layers, width {policy.width}, {policy.heads} heads{size}"
 
 

@@ -38,3 +38,26 @@ def test_the_wrong_command_is_told_the_right_one(tmp_path, capsys):
     assert f"evaluate --resume {config.run.path}`" in capsys.readouterr().err
     with archives.open_archive(config.run.path / "archive.sqlite") as archive:
         assert archives.events(archive, kind="resumed") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "sizes", "words"),
+    [
+        (
+            "policy.width=64",
+            {"parameters": 4_000},
+            "3 layers, width 64, 4 heads, 4,000 parameters",
+        ),
+        ("policy.pretrained=smollm2", {"parameters": 134_515_008}, "smollm2, 134,515,008 parameters"),
+        (
+            "policy={pretrained: gpt2, lora: {rank: 8}}",
+            {"parameters": 294_912, "frozen parameters": 124_439_808},
+            "gpt2, 124,734,720 parameters, of which 294,912 of adapters of rank 8 train",
+        ),
+    ],
+)
+def test_the_policy_is_the_one_that_was_trained(override, sizes, words, tmp_path):
+    config = config_of(tmp_path / "sized", override)
+    with open_run(config, False, "discover") as archive:
+        archives.set_meta(archive, "tasks", {"preferences": sizes})
+    assert dict(facts(gather(config.run.path, config), None))["policy"] == words
