@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32
 
 from discojax.data import tokenizer as vocabulary
 from discojax.data.text_tokenizer import TextTokenizer
@@ -22,7 +22,6 @@ __all__ = [
     "Dropped",
     "Pairs",
     "TokenizedPair",
-    "completion_positions",
     "keep_end",
     "make_pairs",
     "tokenize_pair",
@@ -190,20 +189,6 @@ def _padded(rows: Sequence[Sequence[int]], time: int, pad_id: int) -> Int32[np.n
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return padded
-
-
-def completion_positions(prompt_length: Any, completion_length: Any, time: int) -> Bool[Any, "*batch time"]:
-    """Which positions hold a token of the completion, its end-of-sequence token among them.
-
-    For the log-probabilities of tokens 1 to time - 1, which positions 0 to time - 2 predict, it is
-    `mask[..., 1:]`, and so is the divisor of any mean over them.
-
-    Args:
-      prompt_length, completion_length: integers `[*batch]`, NumPy or JAX.
-    """
-    position = np.arange(time, dtype=np.int32)
-    start = prompt_length[..., None]
-    return (position >= start) & (position < start + completion_length[..., None])
 
 
 class TokenizedPair(NamedTuple):

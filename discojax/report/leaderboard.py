@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from discojax.search.statistics import Comparison
 
-__all__ = ["Row", "ranked", "row", "table", "to_csv", "to_text"]
+__all__ = ["Row", "ranked", "row", "table", "to_csv"]
 
 _Interval = Callable[[float | None, float | None, float | None, str], str]
 _COLOURS = {"better": "green", "worse": "red", "baseline": "bold"}
@@ -128,22 +128,6 @@ def table(rows: Sequence[Row], *, title: str = "", baseline: str = "dpo", captio
     return result
 
 
-def to_text(rows: Sequence[Row], *, baseline: str = "dpo") -> str:
-    """The same in plain aligned text, as wide as it needs to be."""
-    headings = [heading for heading, _ in _columns(baseline)]
-    lines = [headings, *(_cells(r) for r in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
-    sides = [justify for _, justify in _columns(baseline)]
-
-    def aligned(line: Sequence[str]) -> str:
-        cells = (
-            c.rjust(w) if s == "right" else c.ljust(w) for c, w, s in zip(line, widths, sides, strict=True)
-        )
-        return "  ".join(cells).rstrip()
-
-    return "\n".join(aligned(line) for line in lines) + "\n"
-
-
 def to_csv(rows: Sequence[Row]) -> str:
     """All fields of the rows at full precision, with a header; what was not measured is empty."""
     buffer = io.StringIO()
@@ -168,8 +152,7 @@ def _columns(baseline: str, bounds: str = "[95 %]") -> list[tuple[str, Literal["
     ]
 
 
-def _cells(r: Row, interval: _Interval | None = None) -> list[str]:
-    interval = interval or _brackets
+def _cells(r: Row, interval: _Interval) -> list[str]:
     return [
         "" if r.rank is None else str(r.rank),
         r.name,
@@ -180,14 +163,6 @@ def _cells(r: Row, interval: _Interval | None = None) -> list[str]:
         str(r.seeds) if r.seeds else "",
         ": ".join(x for x in (r.verdict if r.status == "ok" else r.status, r.note) if x),
     ]
-
-
-def _brackets(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    if value is None:
-        return ""
-    if low is None or high is None:
-        return form.format(value)
-    return f"{form} [{form}, {form}]".format(value, low, high)
 
 
 def _plus_minus(value: float | None, low: float | None, high: float | None, form: str) -> str:

@@ -44,7 +44,6 @@ __all__ = [
     "Attempt",
     "Evaluation",
     "EvaluationKey",
-    "add_attempt",
     "add_attempts",
     "add_evaluations",
     "add_event",
@@ -129,11 +128,6 @@ def close(archive: Archive) -> None:
         archive.connection.close()
         if archive.writer is not None:
             archive.writer.close()
-
-
-def add_attempt(archive: Archive, attempt: Attempt) -> int:
-    """Adds one proposal and returns its id. See `add_attempts`."""
-    return add_attempts(archive, [attempt])[0]
 
 
 def add_attempts(archive: Archive, new: Iterable[Attempt]) -> list[int]:

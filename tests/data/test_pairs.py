@@ -76,8 +76,7 @@ def test_one_token_may_be_bos_eos_and_padding_as_in_gpt2():
     assert row(made)[0] == [end, 10, end, 11]
     assert row(made)[1] == [20, end]
     assert (made.chosen_length, made.rejected_length) == ([2], [2])
-    mask = pairs.completion_positions(made.prompt_length, made.chosen_length, 8)
-    np.testing.assert_array_equal(mask, [[0, 0, 0, 0, 1, 1, 0, 0]])
+    assert made.prompt_length == [4]
 
 
 def test_a_tokenizer_may_have_no_bos():
@@ -93,7 +92,7 @@ def test_padding_is_never_told_by_its_id():
     """A token with the padding's id, in the text, is a token."""
     made, _ = make([10, PAD], [20, PAD], [PAD, 30], max_length=8)
     assert row(made)[:2] == ([BOS, 10, PAD], [20, PAD, EOS])
-    assert pairs.completion_positions(made.prompt_length, made.chosen_length, 8).sum() == 3
+    assert (made.prompt_length, made.chosen_length) == ([3], [3])
 
 
 def test_truncation_keeps_the_prompts_end():
@@ -196,24 +195,6 @@ def test_every_pair_of_any_rows_keeps_the_rules(table, max_length, max_completio
             assert bos == eos or bos not in completion
             sides.append(completion)
         assert sides[0] != sides[1]
-
-
-def test_the_mask_covers_the_completion_and_no_more_in_numpy_and_jax():
-    prompt, length = np.array([1, 3]), np.array([2, 1])
-    expected = [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]
-    np.testing.assert_array_equal(pairs.completion_positions(prompt, length, 5), expected)
-    traced = jax.jit(lambda p, n: pairs.completion_positions(p, n, 5))(
-        jnp.asarray(prompt), jnp.asarray(length)
-    )
-    np.testing.assert_array_equal(traced, expected)
-
-
-def test_the_shifted_mask_counts_every_completion_token():
-    """The normaliser of a mean: a completion's first token is predicted by the prompt's last."""
-    made, _ = make([10, 11], [20, 21, 22], [30])
-    for lengths in (made.chosen_length, made.rejected_length):
-        mask = pairs.completion_positions(made.prompt_length, lengths, 16)
-        np.testing.assert_array_equal(mask[..., 1:].sum(-1), lengths)
 
 
 def test_pairs_are_a_pytree():

@@ -10,7 +10,7 @@ from flax import nnx
 from discojax.data import chat, pairs, preferences, sources
 from discojax.data.sources import Message, Preference
 from discojax.policies.decoder import Decoder, DecoderConfig
-from discojax.policies.logprobs import completion_logps
+from discojax.policies.logprobs import completion_logps, completion_mask
 
 TEXTS = [
     Preference("the film", " was funny and warm .", " was dull ."),
@@ -99,11 +99,12 @@ def test_masks_are_from_lengths_whatever_the_padding_is(tokenizer):
         (made.pairs.chosen_ids, made.pairs.chosen_length),
         (made.pairs.rejected_ids, made.pairs.rejected_length),
     ):
-        mask = pairs.completion_positions(made.pairs.prompt_length, lengths, ids.shape[1])
-        np.testing.assert_array_equal(mask.sum(-1), lengths)
         last = (made.pairs.prompt_length + lengths - 1)[:, None]
         assert (np.take_along_axis(ids, last, 1) == tokenizer.eos_id).all()
-        assert np.take_along_axis(mask, last, 1).all(), "the end is learnt, even where it is the padding"
+        mask = np.asarray(completion_mask(lengths, ids.shape[1]))  # what log-probabilities are summed by
+        np.testing.assert_array_equal(mask.sum(-1), lengths)
+        ends = np.take_along_axis(mask, lengths[:, None] - 1, 1)
+        assert ends.all(), "the end is learnt, even where it is the padding"
 
 
 def test_truncation_keeps_the_prompts_end_and_empties_no_completion(tokenizer):

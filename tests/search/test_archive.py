@@ -18,7 +18,6 @@ from discojax.search.archive import (
     Attempt,
     Evaluation,
     EvaluationKey,
-    add_attempt,
     add_attempts,
     add_evaluations,
     add_event,
@@ -173,9 +172,9 @@ def test_proposals_that_contradict_themselves(archive, bad):
 
 
 def test_a_number_is_proposed_once(archive):
-    add_attempt(archive, ACCEPTED)
+    add_attempts(archive, [ACCEPTED])
     with pytest.raises(ValueError, match="number"):
-        add_attempt(archive, replace(REJECTED, number=0))
+        add_attempts(archive, [replace(REJECTED, number=0)])
 
 
 def test_views_for_sqlite3_and_pandas(archive, path):
@@ -223,7 +222,7 @@ def test_one_writer_at_a_time(path, archive):
 def test_threads_take_turns(archive):
     def write(start):
         for i in range(start, start + 20):
-            add_attempt(archive, replace(ACCEPTED, number=i))
+            add_attempts(archive, [replace(ACCEPTED, number=i)])
 
     threads = [threading.Thread(target=write, args=(100 * i,)) for i in range(4)]
     for thread in threads:
@@ -295,14 +294,14 @@ def test_a_damaged_file(path, damage):
 
 def test_a_full_disk(path):
     with open_archive(path, CONFIG) as archive:
-        add_attempt(archive, ACCEPTED)
+        add_attempts(archive, [ACCEPTED])
         pages = archive.connection.execute("PRAGMA page_count").fetchone()[0]
         archive.connection.execute(f"PRAGMA max_page_count = {pages + 2}")  # SQLite's own SQLITE_FULL
         with pytest.raises(UserError, match="disk is full.*resume"):
             add_attempts(archive, [replace(REJECTED, number=1 + i, raw_reply="x" * 9000) for i in range(9)])
         assert len(attempts(archive)) == 1
         archive.connection.execute("PRAGMA max_page_count = 1000000")
-        add_attempt(archive, REJECTED)
+        add_attempts(archive, [REJECTED])
     with open_archive(path) as back:
         assert len(attempts(back)) == 2
 
@@ -371,6 +370,6 @@ def test_kill_9_leaves_whole_transactions_only(path):
 def test_a_thousand_proposals_are_cheap(archive):
     start = time.process_time()
     for i in range(1000):
-        add_attempt(archive, replace(ACCEPTED, number=i, raw_reply="x" * 2000))
+        add_attempts(archive, [replace(ACCEPTED, number=i, raw_reply="x" * 2000)])
     assert len(attempts(archive)) == 1000
     assert time.process_time() - start < 5.0

@@ -135,7 +135,7 @@ def test_an_old_archive_is_brought_up_to_date_with_its_rows(path):
         child = archives.attempts(archive, name="child")[0]
         assert child.parents == (0,) and child.model_version == "gemini-1" and child.request is None
         assert child.cost == 0.5 and child.created == 3.0
-        archives.add_attempt(archive, Attempt(2, 1, "z", "fresh", "unanswered", reason="nothing came"))
+        archives.add_attempts(archive, [Attempt(2, 1, "z", "fresh", "unanswered", reason="nothing came")])
         assert len(archives.export_rows(archive, "proposals")) == 3
         RunLedger(archive).put("h", exchange())
     with archives.open_archive(path, "c") as archive:  # and only once
@@ -161,7 +161,7 @@ def test_an_old_archive_is_read_without_being_changed(path):
 )
 def test_a_row_cannot_contradict_itself(path, bad):
     with archives.open_archive(path, "c") as archive, pytest.raises(ValueError, match="CHECK"):
-        archives.add_attempt(archive, bad)
+        archives.add_attempts(archive, [bad])
 
 
 def test_a_run_is_replayed_from_its_archive_or_its_transcript(path):
