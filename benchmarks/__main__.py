@@ -34,6 +34,7 @@ def main() -> int:
         if name not in PARTS:
             raise UserError(f"There is no part {name!r}.{nearest(name, PARTS)} Parts are {', '.join(PARTS)}.")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")  # PyTorch is on the same GPU
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # compiling is a part of what is measured
     configure_backend()
 
     from rich.console import Console

@@ -73,7 +73,7 @@ def lane_steps(
     config = replace(TINY_GPT2, max_length=prompt + TOKENS)
     subjects: dict[str, Callable[[], float]] = {}
     for count in lanes:
-        call, work = population(count, chunk=max(8 // count, 1), config=config, prompt=prompt)
+        call, work = population(count, config=config, prompt=prompt)
 
         def ours(call=call, work=work) -> float:
             return timed(call) / work
@@ -97,7 +97,7 @@ def lane_steps(
 
 def rows(peer: Peer | None, *, quick: bool = False) -> list[Row]:
     """The table's lines on training steps."""
-    rounds = 3 if quick else 9
+    rounds = 3 if quick else 7
     lanes = (1, 4, 16) if quick else (1, 4, 16, 64)
     result = _rows("step", lane_steps(peer, rounds=rounds, lanes=lanes), lanes)
     if peer is not None:

@@ -10,6 +10,7 @@ costs while training: a step of each.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,13 @@ from discojax.data.pairs import Pairs
 from discojax.objectives.types import LogProbs
 from discojax.policies.decoder import DecoderConfig
 from discojax.policies.logprobs import completion_logps
-from discojax.population.engine import make_engine, make_programs
+from discojax.population.engine import Engine, make_engine, make_programs
 from discojax.population.lanes import Job, stack_jobs
 from discojax.population.mesh import make_mesh
+from discojax.population.operations import Station
 from discojax.population.optimizer import apply, make_optimizer
 from discojax.population.step import StepConfig
+from discojax.population.training import WAITING, train
 
 __all__ = ["rows"]
 
@@ -73,9 +76,39 @@ def rows(*, quick: bool = False) -> list[Row]:
         Row("a new objective in a lane against compiling a step for it",
             f"{1e3 * np.median(swaps):.1f}", f"{1e3 * np.median(recompiles):,.0f}",
             float(np.median(np.divide(recompiles, swaps))), "ms, from text to lane"),
+        Row("from being accepted to the end of a first step, by the loop that gives lanes their jobs",
+            f"{1e3 * _accepted(engine, NAMES[:3] if quick else NAMES):.1f}", "", None, "ms"),
         Row("a step that reads its objective against one compiled for it", "", "",
             float(np.median(overheads)), "throughput"),
     ]  # fmt: skip
+
+
+def _accepted(engine: Engine, names: Sequence[str]) -> float:
+    """Median seconds from a text that the gate let in to its first step's return, while other lanes wait.
+
+    Each text comes after the loop was told that none was ready, and its job has one step.
+    """
+    left = [(name, objectives.get(name).source) for name in names]
+    accepted, took = [0.0], []
+    state = {"ready": False}
+
+    def jobs():
+        while left:
+            if not state["ready"]:
+                yield WAITING
+                continue
+            name, source = left.pop()
+            state["ready"] = False
+            yield name, Job(candidates.parse(source, name).code, 0.1, 0, 1e-4, 1)
+
+    def arrive() -> None:
+        state["ready"] = True
+        accepted[0] = time.perf_counter()
+
+    station = Station(engine, judge=lambda _, chosen: [None] * int(chosen.sum()))
+    for _ in train(station, jobs(), lambda _: took.append(time.perf_counter() - accepted[0]), arrive):
+        pass
+    return float(np.median(took[1:]))  # the first finds the state where `fresh` left it
 
 
 def _fused(graph: nnx.GraphDef, params, data: Pairs, objective) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Where things are kept: the user's cache, and what stands on this machine for a bucket."""
+"""Where things are kept: the user's cache, what stands on this machine for a bucket, and how runs go on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from discojax.errors import UserError
 
-__all__ = ["cache_root", "is_remote", "working_folder"]
+__all__ = ["cache_root", "going_on", "is_remote", "working_folder"]
 
 
 def cache_root() -> Path:
@@ -40,3 +40,10 @@ def working_folder(directory: str) -> Path:
     if not is_remote(directory):
         return Path(directory)
     return cache_root() / "runs" / re.sub(r"[^A-Za-z0-9_.]+", "-", directory).strip("-.")
+
+
+def going_on(command: str, folder: Path) -> str:
+    """What to type to go on with the run in a folder that `command` began."""
+    if command == "transfer":  # it goes on by itself, beside the run that it is from
+        return f"python -m discojax.launch transfer {folder.with_name(folder.name.removesuffix('-transfer'))}"
+    return f"python -m discojax.launch {command} --resume {folder}"

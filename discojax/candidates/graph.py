@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -181,24 +180,16 @@ def representable(value: float) -> bool:
 
 def nodes(root: Node) -> list[Node]:
     """Every node once, operands before what uses them, in an order that depends on the graph alone."""
-    order: dict[Node, None] = {}
-    stack: list[tuple[Node, Iterator[Node]]] = []
-
-    def enter(node: Node) -> None:
-        if node not in order:
-            stack.append((node, iter(node.operands if isinstance(node, Apply) else ())))
-
-    enter(root)
+    order: dict[bytes, Node] = {}
+    stack = [root]
     while stack:
-        node, remaining = stack[-1]
-        for operand in remaining:
-            if operand not in order:
-                enter(operand)
-                break
+        node = stack[-1]
+        operands = node.operands if isinstance(node, Apply) else ()
+        if missing := [operand for operand in operands if operand.digest not in order]:
+            stack.extend(reversed(missing))
         else:
-            stack.pop()
-            order[node] = None
-    return list(order)
+            order[stack.pop().digest] = node
+    return list(order.values())
 
 
 def operations(root: Node) -> int:

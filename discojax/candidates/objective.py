@@ -165,7 +165,8 @@ def from_function(objective: Objective) -> Program:
 
 
 def _program(graph: Node, name: str, source: str, lines: Mapping[Node, int]) -> Program:
-    extra = [argument for argument in ARGUMENTS[5:] if argument in graphs.arguments(graph)]
+    read = graphs.arguments(graph)
+    extra = [argument for argument in ARGUMENTS[5:] if argument in read]
     unbiased = any(isinstance(n, Apply) and n.operator.endswith("_unbiased") for n in graphs.nodes(graph))
     return Program(
         name=name,

@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from discojax.places import going_on
 from discojax.report.boards import Board
 from discojax.report.gather import Run
-from discojax.search.opening import going_on
 
 __all__ = ["facts"]
 

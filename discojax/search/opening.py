@@ -15,6 +15,7 @@ from discojax import candidates, objectives
 from discojax.config import Config, Evaluation, dump
 from discojax.data import cache
 from discojax.errors import UserError
+from discojax.places import going_on
 from discojax.policies.decoder import DecoderConfig
 from discojax.policies.lora import LoraConfig
 from discojax.policies.sft import SftConfig
@@ -33,7 +34,7 @@ from discojax.search.steps import population_step
 from discojax.tasks import catalogue
 from discojax.tasks.types import OwnData, PretrainedConfig, Task, TaskConfig, assert_disjoint
 
-__all__ = ["build_laboratory", "build_tasks", "given", "going_on", "open_run"]
+__all__ = ["build_laboratory", "build_tasks", "given", "open_run"]
 
 
 def given(name: str) -> Contender:
@@ -51,13 +52,6 @@ def given(name: str) -> Contender:
         raise UserError(f"{name} cannot be read as text: {error}.") from error
     program = candidates.compile(source, Path(name).stem)
     return Contender(program.name, program, "given")
-
-
-def going_on(command: str, folder: Path) -> str:
-    """What to type to go on with a run that `command` began."""
-    if command == "transfer":  # it goes on by itself, beside the run that it is from
-        return f"python -m discojax.launch transfer {folder.with_name(folder.name.removesuffix('-transfer'))}"
-    return f"python -m discojax.launch {command} --resume {folder}"
 
 
 def open_run(config: Config, resume: bool, command: str = "discover") -> Archive:

@@ -23,6 +23,7 @@ from discojax.errors import UserError, nearest
 __all__ = ["Mirror", "checkpoints", "exists", "fetch", "mirrored", "snapshot", "taken"]
 
 ARCHIVE, CHECKPOINTS, COMMITTED = "archive.sqlite", "checkpoints", "commit_success.txt"
+_OF_A_RUN = (ARCHIVE, "config.yaml")  # one policy's training has no archive
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
 _WHOLE_AT_ONCE = ("gs", "s3")  # where an object is there only when all of it is
 
@@ -34,7 +35,7 @@ def checkpoints(folder: Path, url: str | None) -> str:
 
 def taken(folder: Path, url: str | None) -> bool:
     """Whether a run of this name is there already, on this machine or in its bucket."""
-    return (folder / ARCHIVE).exists() or (url is not None and exists(url))
+    return _here(folder) or (url is not None and exists(url))
 
 
 def exists(url: str) -> bool:
@@ -45,7 +46,11 @@ def exists(url: str) -> bool:
     """
     with _explained(url):
         files, root = _open(url)
-        return bool(files.exists(f"{root}/{ARCHIVE}"))
+        return any(files.exists(f"{root}/{name}") for name in _OF_A_RUN)
+
+
+def _here(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _OF_A_RUN)
 
 
 def fetch(url: str, folder: Path) -> bool:
@@ -64,26 +69,34 @@ def fetch(url: str, folder: Path) -> bool:
     with _explained(url):
         files, root = _open(url)
         there = {path.removeprefix(root).lstrip("/"): path for path in files.find(root)}
-        if ARCHIVE not in there:
-            return (folder / ARCHIVE).exists()
+        if not any(name in there for name in _OF_A_RUN):
+            return _here(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch") as temporary:
-            arrived = Path(temporary) / ARCHIVE
-            files.get_file(there[ARCHIVE], str(arrived))
-            if _has_all_of(folder / ARCHIVE, arrived):
-                return True  # this machine worked on it last
-            for rest in folder.glob(f"{ARCHIVE}-*"):
-                rest.unlink()
-            arrived.replace(folder / ARCHIVE)
+        if ARCHIVE in there and not _fetch_archive(files, there[ARCHIVE], folder):
+            return True  # this machine worked on it last
         whole = {name.split("/")[1] for name in there if _is_mark(name)}
         for name, path in there.items():
             parts = name.split("/")
             elsewhere = parts[0] == CHECKPOINTS and (url.startswith("gs://") or parts[1] not in whole)
-            if name == ARCHIVE or elsewhere:
+            kept = ARCHIVE not in there and (folder / name).exists()
+            if name == ARCHIVE or elsewhere or kept:
                 continue
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             files.get_file(path, str(folder / name))
         return True
+
+
+def _fetch_archive(files: Any, path: str, folder: Path) -> bool:
+    """Puts a bucket's archive into the folder, unless the one that is there has all that it has."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch") as temporary:
+        arrived = Path(temporary) / ARCHIVE
+        files.get_file(path, str(arrived))
+        if _has_all_of(folder / ARCHIVE, arrived):
+            return False
+        for rest in folder.glob(f"{ARCHIVE}-*"):
+            rest.unlink()
+        arrived.replace(folder / ARCHIVE)
+    return True
 
 
 def snapshot(archive: Path, target: Path) -> None:

@@ -84,6 +84,18 @@ def test_a_run_goes_there_and_comes_back_on_another_machine(url, folder, tmp_pat
     assert (other / "checkpoints" / "3" / "lanes" / "data").exists() is local
 
 
+def test_a_training_of_one_policy_has_no_archive_and_goes_there_too(url, folder, tmp_path):
+    url = f"{url}-policy"  # the server remembers what other tests left
+    (folder / "metrics.jsonl").write_text("{}\n")
+    checkpoint(folder, 3)
+    Mirror(folder, url).sync()
+    other = tmp_path / "other" / "one"
+    assert exists(url) and fetch(url, other)
+    assert (other / "config.yaml").read_text() == "run: {name: one}\n"
+    (folder / "metrics.jsonl").write_text("{}\n{}\n")  # it has gone on since
+    assert fetch(url, folder) and (folder / "metrics.jsonl").read_text() == "{}\n{}\n"
+
+
 def test_what_this_machine_has_and_newer_stays(url, folder, tmp_path):
     with archives.open_archive(folder / "archive.sqlite", "hash") as archive:
         archives.add_event(archive, "test", number=1)
