@@ -16,6 +16,7 @@ from discojax.report.leaderboard import Row
 from discojax.search.arms import SEARCH
 from discojax.search.laboratory import SFT
 from discojax.search.records import Attempt, Evaluation
+from discojax.search.rungs import FINAL, REPORT, TRAIN, TUNING
 
 __all__ = ["Entry", "ancestors", "entries", "stage"]
 
@@ -58,7 +59,7 @@ class Entry:
 
 def stage(run: Run, rung: int) -> str:
     """What a rung is called."""
-    named = {1000: "held out", 2000: "training", 3000: "tuning", 4000: "held out"}
+    named = {FINAL: "held out", TRAIN: "training", TUNING: "tuning", REPORT: "held out"}
     rungs = len(run.config.search.rungs)
     return named.get(rung) or (f"rung {rung}" if rung < rungs else "elites" if rung == rungs else f"{rung}")
 

@@ -9,6 +9,7 @@ from typing import Any
 from discojax.places import going_on
 from discojax.report.boards import Board
 from discojax.report.gather import Run
+from discojax.search.rungs import REPORT, TRAIN
 
 __all__ = ["facts"]
 
@@ -54,7 +55,7 @@ def _times(count: int) -> str:
 def _task(run: Run, headline: Board | None) -> str:
     task = run.config.task
     words = f"searched on {task.name}, held out on {task.held_out}"
-    if headline is not None and headline.rung in (2000, 4000):
+    if headline is not None and headline.rung in (TRAIN, REPORT):
         words = headline.task
     prompts = f"; {headline.prompts} prompts ({headline.split})" if headline else ""
     return (

@@ -29,12 +29,12 @@ from discojax.report.entries import Entry, entries, stage
 from discojax.report.facts import facts
 from discojax.report.gather import Run, gather
 from discojax.report.leaderboard import Row
-from discojax.search.rungs import BASELINE
+from discojax.search.rungs import BASELINE, FINAL, REPORT, TRAIN
 
 __all__ = ["FILE", "following", "render", "watch", "write"]
 
 FILE = "report.html"
-_HEADLINES = (1000, 4000, 2000)  # the rungs whose numbers a run ends with
+_HEADLINES = (FINAL, REPORT, TRAIN)  # the rungs whose numbers a run ends with
 _EVERY = 10.0  # seconds between two reports of a run that is watched
 _OFTEN = 60.0  # and of one that writes its own
 

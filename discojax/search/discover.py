@@ -28,13 +28,11 @@ from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
 from discojax.search.ledger import RunLedger
 from discojax.search.opening import build_laboratory, given, open_run, task_config
 from discojax.search.records import plain
-from discojax.search.rungs import BASELINE, assert_fresh, final_trial, judged, searched_seeds, seeds
+from discojax.search.rungs import BASELINE, TRAIN, assert_fresh, final_trial, judged, searched_seeds, seeds
 from discojax.search.statistics import Comparison
 from discojax.tasks.preferences import check_rewards
 
 __all__ = ["BASELINE", "Outcome", "claim", "results", "run", "save_results", "train"]
-
-_TRAIN = 2000  # of `train`
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,8 @@ def train(config: Config, names: Sequence[str], *, resume: bool = False) -> Outc
     with open_run(config, resume, "train") as archive, display() as screen, logs.opened(config) as log:
         laboratory = build_laboratory(config, archive, (config.task.name,), screen, log)
         trial = Trial(
-            _TRAIN, config.task.name, "select", config.evaluation.steps, config.search.betas,
-            seeds(config, _TRAIN, config.evaluation.seeds), config.evaluation.prompts,
+            TRAIN, config.task.name, "select", config.evaluation.steps, config.search.betas,
+            seeds(config, TRAIN, config.evaluation.seeds), config.evaluation.prompts,
         )  # fmt: skip
         measured = measure(laboratory, contenders, trial, screen, "training")
         laboratory.close()

@@ -30,7 +30,7 @@ from discojax.search.judging import make_judge, win_rates
 from discojax.search.laboratory import SFT, Contender, Laboratory, Measured, Trial, measure, wanted
 from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.records import Evaluation
-from discojax.search.rungs import BASELINE, assert_fresh, judged, learning_rates, seeds
+from discojax.search.rungs import BASELINE, REPORT, TUNING, assert_fresh, judged, learning_rates, seeds
 from discojax.search.statistics import Comparison, Estimate, holm, mean, p_value
 from discojax.search.winrate import WinRate
 from discojax.tasks import overlap
@@ -38,8 +38,6 @@ from discojax.tasks.own_rewards import own_reward
 from discojax.tasks.types import Reward, Task
 
 __all__ = ["Choice", "Evaluated", "Line", "Tuned", "evaluate", "every_lane", "tune"]
-
-_TUNING, _REPORT = 3000, 4000  # rungs of the archive, and where their seeds begin
 
 
 class Choice(NamedTuple):
@@ -163,7 +161,7 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
     contenders = [given(name) for name in names]
     if len({c.name for c in contenders}) < len(contenders):
         raise UserError("Two of the objectives have the same name; rename the function in one of the files.")
-    assert_fresh(seeds(config, _TUNING, 1), seeds(config, _REPORT, config.evaluation.seeds))
+    assert_fresh(seeds(config, TUNING, 1), seeds(config, REPORT, config.evaluation.seeds))
     judge = make_judge(config)  # a missing key is told before an hour of work, not after
     name = config.task.held_out
     other = config.evaluation.reward and name != "preferences"  # which knows it by itself
@@ -180,8 +178,8 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
         contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
         evaluation = config.evaluation
         trial = Trial(
-            _REPORT, name, "report", evaluation.steps, config.search.betas,
-            seeds(config, _REPORT, evaluation.seeds), evaluation.prompts,
+            REPORT, name, "report", evaluation.steps, config.search.betas,
+            seeds(config, REPORT, evaluation.seeds), evaluation.prompts,
         )  # fmt: skip
         measured = measure(laboratory, contenders, trial, screen, f"{len(contenders)} objectives on {name}")
         found = every_lane(laboratory, contenders, trial)
@@ -220,7 +218,7 @@ def tune(
     contenders: Sequence[Contender],
     task: str,
     screen: Display,
-    rung: int = _TUNING,
+    rung: int = TUNING,
 ) -> dict[str, Choice]:
     """The learning rate with the largest frontier area, and the beta with the highest reward in budget.
 

@@ -12,6 +12,11 @@ from discojax.search.statistics import Comparison
 
 __all__ = [
     "BASELINE",
+    "FINAL",
+    "REPORT",
+    "TRAIN",
+    "TRANSFER",
+    "TUNING",
     "assert_fresh",
     "chunk_budgets",
     "elite_trial",
@@ -26,7 +31,8 @@ __all__ = [
 ]
 
 BASELINE = "dpo"
-_FINAL = 1000  # the rung of the held-out evaluation
+# Rungs of the archive, and where their seeds begin: above all rungs of a search and its elites.
+FINAL, TRAIN, TUNING, REPORT, TRANSFER = 1000, 2000, 3000, 4000, 5000
 _APART = 100  # seeds of one rung at most
 
 
@@ -46,8 +52,8 @@ def final_trial(config: Config) -> Trial:
     """The held-out evaluation."""
     evaluation = config.evaluation
     task = config.task.held_out
-    chosen = seeds(config, _FINAL, evaluation.seeds)
-    return Trial(_FINAL, task, "report", evaluation.steps, config.search.betas, chosen, evaluation.prompts)
+    chosen = seeds(config, FINAL, evaluation.seeds)
+    return Trial(FINAL, task, "report", evaluation.steps, config.search.betas, chosen, evaluation.prompts)
 
 
 def _trial(config: Config, number: int, split: str, count: int, steps: int) -> Trial:

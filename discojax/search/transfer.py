@@ -34,14 +34,14 @@ from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
 from discojax.search.logs import Log
 from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.proposals import Notebook
-from discojax.search.rungs import BASELINE, assert_fresh, final_trial, judged, rung_trial, seeds
+from discojax.search.rungs import BASELINE, TRANSFER, assert_fresh, final_trial, judged, rung_trial, seeds
 from discojax.search.statistics import Comparison, Samples
 from discojax.tasks import catalogue
 from discojax.tasks.types import Reward, Task
 
 __all__ = ["Found", "Stage", "Transferred", "found_by", "transfer"]
 
-_RUNG, _APART = 5000, 800  # the first stage's in the archive, where its seeds begin, and to the next stage's
+_APART = 800  # from one stage's rung and seeds to the next's
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def transfer(config: Config, tasks: Mapping[TaskName, Config]) -> Transferred:
     logs.require(config.run)
     with open_run(config, resume, "transfer") as archive, display() as screen, logs.opened(config) as log:
         for number, (name, detail, settings, task) in enumerate(_stages(config, tasks)):
-            rung = _RUNG + _APART * number
+            rung = TRANSFER + _APART * number
             trial = Trial(
                 rung, task, "report", settings.evaluation.steps, settings.search.betas,
                 seeds(config, rung, settings.evaluation.seeds), settings.evaluation.prompts,

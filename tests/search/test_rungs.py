@@ -15,10 +15,10 @@ def test_no_two_rounds_share_a_seed_however_many_seeds_and_rungs_there_are():
     count = config.evaluation.seeds
     rounds = [rungs.rung_trial(config, number).seeds for number in range(9)]
     rounds += [rungs.elite_trial(config).seeds, rungs.final_trial(config).seeds]
-    rounds += [rungs.seeds(config, start, count) for start in (discover._TRAIN, evaluate._REPORT)]
-    rounds.append(rungs.seeds(config, evaluate._TUNING, 1))
+    rounds += [rungs.seeds(config, start, count) for start in (rungs.TRAIN, rungs.REPORT)]
+    rounds.append(rungs.seeds(config, rungs.TUNING, 1))
     stages = 6  # other seeds, four tasks, another policy
-    for rung in (transfer._RUNG + transfer._APART * number for number in range(stages)):
+    for rung in (rungs.TRANSFER + transfer._APART * number for number in range(stages)):
         rounds += [rungs.seeds(config, rung, count), rungs.seeds(config, transfer._tuning(rung), 1)]
     every = [seed for chosen in rounds for seed in chosen]
     assert len(every) == len(set(every)) == 9 * 100 + 100 + 3 * 400 + 1 + stages * 401
@@ -51,10 +51,10 @@ def test_an_overlap_of_seeds_stops_a_run_before_it_begins(tmp_path, monkeypatch)
     config = load(None, [f"run.directory={tmp_path}", "search.elites=[2, 5, 2]"])
     elites = rungs.elite_trial(config).seeds
     assert set(elites) < set(rungs.searched_seeds(config)) > set(rungs.rung_trial(config, 0).seeds)
-    monkeypatch.setattr(rungs, "_FINAL", elites[-1])
+    monkeypatch.setattr(rungs, "FINAL", elites[-1])
     with pytest.raises(UserError, match=f"The seeds {elites[-1]} would report"):
         discover.run(config)
-    monkeypatch.setattr(evaluate, "_TUNING", evaluate._REPORT + 1)
+    monkeypatch.setattr(evaluate, "TUNING", rungs.REPORT + 1)
     with pytest.raises(UserError, match="The seeds 4001 would report"):
         evaluate.evaluate(config, ["dpo"])
     assert not config.run.path.exists()
