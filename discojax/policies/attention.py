@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,9 +12,10 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from discojax.policies.architecture import DecoderConfig
+from discojax.policies.dense import dense
 from discojax.policies.norms import Norm
 from discojax.policies.rotary import Angles, angles, rotate
-from discojax.policies.soft_cap import soft_cap
+from discojax.policies.soft_cap import soft_cap, soft_cap_slope
 
 __all__ = ["Attention", "Branches", "KeyValueCache", "View", "Views"]
 
@@ -134,25 +136,23 @@ class Attention(nnx.Module):
         self.config = config
         width, inner = config.width, config.heads * config.head_size
 
-        def dense(outputs: int) -> nnx.Linear:
+        def project(outputs: int) -> nnx.Linear:
             scale = nnx.initializers.normal(width**-0.5)
-            return nnx.Linear(width, outputs, use_bias=config.qkv_bias, kernel_init=scale, rngs=rngs)
+            return dense(width, outputs, use_bias=config.qkv_bias, kernel_init=scale, rngs=rngs)
 
-        self.query = dense(inner)
-        self.key = dense(config.key_heads * config.head_size)
-        self.value = dense(config.key_heads * config.head_size)
+        self.query = project(inner)
+        self.key = project(config.key_heads * config.head_size)
+        self.value = project(config.key_heads * config.head_size)
         out = nnx.initializers.normal((2 * config.layers * inner) ** -0.5)
-        self.output = nnx.Linear(
-            inner, width, use_bias=config.attention_output_bias, kernel_init=out, rngs=rngs
-        )
+        self.output = dense(inner, width, use_bias=config.attention_output_bias, kernel_init=out, rngs=rngs)
         self.query_norm = Norm(config.head_size, config, kind="rms") if config.qk_norm else None
         self.key_norm = Norm(config.head_size, config, kind="rms") if config.qk_norm else None
 
     def _project(self, x: Float[Array, "tokens width"], batch: int, view: View):
         """Queries, keys and values `[batch, time, heads, head]`, normed and turned."""
         query, key, value = (
-            dense(x).reshape(batch, -1, heads, self.config.head_size)
-            for dense, heads in (
+            layer(x).reshape(batch, -1, heads, self.config.head_size)
+            for layer, heads in (
                 (self.query, self.config.heads),
                 (self.key, self.config.key_heads),
                 (self.value, self.config.key_heads),
@@ -260,9 +260,50 @@ def _plain(
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     if time > 1:
         grouped, key, value = jax.lax.optimization_barrier((grouped, key, value))
-    logits = jnp.einsum("bkgth,bksh->bkgts", grouped, key, preferred_element_type=jnp.float32)
-    logits = soft_cap(logits * (size**-0.5 if scale is None else scale), cap)
     mask = mask if mask.ndim == 2 else mask[:, :, None]
-    weights = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis=-1)
-    mixed = jnp.einsum("bkgts,bksh->bkgth", weights.astype(value.dtype), value)
+    mixed = _softmax_mix(size**-0.5 if scale is None else scale, cap, grouped, key, value, mask)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, size)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _softmax_mix(scale: float, cap: float | None, query, key, value, mask) -> Array:
+    """`softmax(soft_cap(scale * query @ key.T), where=mask) @ value`, the softmax in float32.
+
+    Its gradient is written out, as FlashAttention's is (Dao et al., 2022, appendix B.2): what passes
+    through the softmax's sum is read off the mixed values, fewer than the weights.
+    """
+    return _mix_forward(scale, cap, query, key, value, mask)[0]
+
+
+def _mix_forward(scale: float, cap: float | None, query, key, value, mask):
+    logits = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
+    logits = soft_cap(logits * scale, cap)
+    seen = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    powers = jnp.exp(seen - jnp.max(seen, axis=-1, keepdims=True))
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bkgts,bksh->bkgth", powers.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    mixed = mixed / total
+    kept = None if cap is None else logits
+    return mixed.astype(value.dtype), (query, key, value, powers, total, mixed, kept)
+
+
+def _mix_backward(scale: float, cap: float | None, saved, cotangent: Array):
+    query, key, value, powers, total, mixed, logits = saved
+    dtype = value.dtype
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    spread = jax.lax.optimization_barrier(cotangent).astype(jnp.float32) / total
+    # A product rather than a sum, which a CPU would spread over the keys before it subtracts it.
+    through = jnp.einsum("bkgth,bkgth->bkgt", spread, mixed)[..., None]
+    spread = spread.astype(dtype)
+    d_weights = product("bkgth,bksh->bkgts", spread, value)
+    d_logits = powers * (d_weights - through) * (scale * soft_cap_slope(logits, cap))
+    d_logits = d_logits.astype(dtype)
+    d_query = product("bkgts,bksh->bkgth", d_logits, key)
+    d_key = product("bkgts,bkgth->bksh", d_logits, query)
+    d_value = product("bkgts,bkgth->bksh", powers.astype(dtype), spread)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(dtype), None
+
+
+_softmax_mix.defvjp(_mix_forward, _mix_backward)

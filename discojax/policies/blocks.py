@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from discojax.errors import UserError
 from discojax.policies.architecture import DecoderConfig
 from discojax.policies.attention import Attention, KeyValueCache, View, Views
+from discojax.policies.dense import dense
 from discojax.policies.norms import Norm
 from discojax.policies.sharding import batch_over_model
 
@@ -37,13 +38,13 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         hidden = config.mlp_size
-        dense = partial(nnx.Linear, use_bias=config.mlp_bias, rngs=rngs)
+        layer = partial(dense, use_bias=config.mlp_bias, rngs=rngs)
         scale = nnx.initializers.normal(config.width**-0.5)
         out = nnx.initializers.normal((2 * config.layers * hidden) ** -0.5)
         self.activation = config.activation
-        self.gate = dense(config.width, hidden, kernel_init=scale) if config.gated else None
-        self.up = dense(config.width, hidden, kernel_init=scale)
-        self.down = dense(hidden, config.width, kernel_init=out)
+        self.gate = layer(config.width, hidden, kernel_init=scale) if config.gated else None
+        self.up = layer(config.width, hidden, kernel_init=scale)
+        self.down = layer(hidden, config.width, kernel_init=out)
 
     def __call__(self, x: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
         """Each token by itself."""

@@ -17,6 +17,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from discojax.errors import UserError
+from discojax.policies.dense import dense
 
 __all__ = ["Encoder", "EncoderConfig"]
 
@@ -69,10 +70,10 @@ class Attention(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         width = config.width
         self.heads = config.heads
-        self.query = nnx.Linear(width, width, rngs=rngs)
-        self.key = nnx.Linear(width, width, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
-        self.output = nnx.Linear(width, width, rngs=rngs)
+        self.query = dense(width, width, rngs=rngs)
+        self.key = dense(width, width, rngs=rngs)
+        self.value = dense(width, width, rngs=rngs)
+        self.output = dense(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "tokens width"], lengths: Int[Array, " batch"]):
         shape = (lengths.shape[0], -1, self.heads, x.shape[-1] // self.heads)
@@ -87,8 +88,8 @@ class Block(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs=rngs)
         self.attention_norm = _norm(config, rngs)
-        self.up = nnx.Linear(config.width, config.hidden, rngs=rngs)
-        self.down = nnx.Linear(config.hidden, config.width, rngs=rngs)
+        self.up = dense(config.width, config.hidden, rngs=rngs)
+        self.down = dense(config.hidden, config.width, rngs=rngs)
         self.mlp_norm = _norm(config, rngs)
 
     def __call__(self, x: Float[Array, "tokens width"], lengths: Int[Array, " batch"]):
@@ -111,8 +112,8 @@ class Encoder(nnx.Module):
         self.types = nnx.Embed(config.types, width, rngs=rngs) if config.types else None
         self.embedding_norm = _norm(config, rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
-        self.pooler = nnx.Linear(width, width, rngs=rngs)
-        self.classifier = nnx.Linear(width, config.labels, rngs=rngs)
+        self.pooler = dense(width, width, rngs=rngs)
+        self.classifier = dense(width, config.labels, rngs=rngs)
 
     def check_length(self, time: int) -> None:
         """Refuses more tokens than there are positions: an embedding looked up past its end is NaN."""

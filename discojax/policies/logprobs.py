@@ -15,8 +15,9 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from discojax.policies.decoder import Decoder
+from discojax.policies.dense import weight_gradient
 from discojax.policies.sharding import batch_over_model, model_size
-from discojax.policies.soft_cap import soft_cap
+from discojax.policies.soft_cap import soft_cap, soft_cap_slope
 
 __all__ = ["completion_hidden", "completion_logps", "completion_mask", "pair_logps", "token_logps"]
 
@@ -96,18 +97,13 @@ def _backward(softcap: float | None, saved, cotangents: Array):
         """What `scale` times the powers' row sums is to hidden states and, transposed, to the head."""
         powers = powers.astype(h.dtype)
         d_hidden = jnp.einsum("tv,vd->td", powers, head, preferred_element_type=jnp.float32) * scale
-        # The narrow matrix is the one transposed: the other way the product takes twice as long on a
-        # CPU, and without the barrier XLA turns it round.
-        scaled = (h * scale).astype(h.dtype)
-        narrow = jnp.einsum("td,tv->dv", scaled, powers, preferred_element_type=jnp.float32)
-        return d_hidden, jax.lax.optimization_barrier(narrow).T
+        return d_hidden, weight_gradient(powers, (h * scale).astype(h.dtype), jnp.float32)
 
     def one(d_head, block):
         h, normaliser, cotangent = block
         logits = soft_cap(_logits(h, head), softcap)
         powers = jnp.exp(logits - normaliser[:, None])
-        if softcap is not None:
-            powers = powers * _slope(logits, softcap)
+        powers = powers * soft_cap_slope(logits, softcap)
         d_hidden, more = spread(h, powers, -cotangent[:, None])
         return d_head + more, d_hidden
 
@@ -120,17 +116,11 @@ def _backward(softcap: float | None, saved, cotangents: Array):
         d_head, d_hidden = jax.lax.scan(one, zeros, (hidden, kept, cotangents))
 
     # The targets' own part, a row each: over the vocabulary it would be mostly zeros.
-    own = cotangents
-    if softcap is not None:
-        own = own * _slope(_chosen(hidden, head, targets, softcap), softcap)
+    own = cotangents * soft_cap_slope(_chosen(hidden, head, targets, softcap), softcap)
     own = own[..., None]
     d_hidden = d_hidden + own * head[targets].astype(jnp.float32)
     d_head = d_head.at[targets].add(own * hidden.astype(jnp.float32))
     return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype), None
-
-
-def _slope(capped: Array, softcap: float) -> Array:
-    return 1.0 - (capped / softcap) ** 2  # tanh's
 
 
 _blocked_logps.defvjp(_forward, _backward)

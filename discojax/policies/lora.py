@@ -19,6 +19,7 @@ from jax import Array
 from jaxtyping import Float
 
 from discojax.errors import UserError, nearest
+from discojax.policies.dense import dense
 
 __all__ = ["LoraConfig", "LoraLinear", "adapted", "add_lora", "merge_lora", "without_lora"]
 
@@ -97,7 +98,7 @@ class LoraLinear(nnx.Module):
         inputs, outputs = self.base_features
 
         def make() -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, use_bias=self.bias is not None, rngs=nnx.Rngs(0))
+            return dense(inputs, outputs, use_bias=self.bias is not None, rngs=nnx.Rngs(0))
 
         layer: nnx.Linear = nnx.eval_shape(make)
         layer.kernel = nnx.Param(kernel)

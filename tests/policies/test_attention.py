@@ -49,6 +49,38 @@ def test_attention_is_its_textbook(cap, scale, kv_heads, window):
         np.testing.assert_allclose(looped, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_gradient_is_what_differentiation_makes_of_the_textbook(cap, kv_heads, window):
+    config = DecoderConfig(
+        vocab_size=11, layers=1, width=16, heads=4, kv_heads=kv_heads, max_length=8, attention_softcap=cap
+    )
+    attention = Attention(config, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(attention)
+    x, weights = jax.random.normal(jax.random.key(1), (2, BATCH * TIME, 16))
+    angled = Views(config, jnp.arange(TIME)).of(False).angles
+
+    def ours(state, x):
+        mixed, _, _ = nnx.merge(graph, state)(x, BATCH, View(angled, window))
+        return jnp.sum(mixed * weights)
+
+    def plain(state, x):
+        layer = nnx.merge(graph, state)
+        query, key, value = layer._project(x, BATCH, View(angled, window))
+        key, value = (jnp.repeat(y, 4 // kv_heads, axis=2) for y in (key, value))
+        logits = jnp.einsum("bthd,bshd->bhts", query, key) * config.head_size**-0.5
+        if cap is not None:
+            logits = cap * jnp.tanh(logits / cap)
+        back = jnp.arange(TIME)[:, None] - jnp.arange(TIME)
+        seen = (back >= 0) & (back < (TIME if window is None else window))
+        mixed = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), value)
+        return jnp.sum(layer.output(mixed.reshape(BATCH * TIME, -1)) * weights)
+
+    found, expected = (jax.grad(f, argnums=(0, 1))(state, x) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
 def test_norms_of_queries_and_keys_take_away_their_size():
     config = DecoderConfig(61, width=12, heads=2, qk_norm=True)
     attention = Attention(config, rngs=nnx.Rngs(0))
