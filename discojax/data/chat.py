@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from datetime import date
 from typing import Any, Literal, NamedTuple
 
 from discojax.data.pairs import tokenize_pair
@@ -32,6 +33,17 @@ __all__ = [
 Style = Literal["plain", "chat"]
 
 _REPLY = "The reply."  # stands for a reply where only what a template writes around it matters
+
+_TODAY = date(2024, 7, 26)  # what Llama 3.2's template says where it is not told the date
+_DIRECTIVES = {f"%{letter}": _TODAY.strftime(f"%{letter}") for letter in "aAbBdHIjmMpSyY"}
+# In the place of Transformers' function of that name, which asks the clock: a run that goes on after midnight
+# would have other prompts. Transformers passes no function on to a template, so it is one of the template's own.
+_DATED = (
+    "{% macro strftime_now(format) %}{% set said = namespace(text=format) %}"
+    "{% for directive, text in _directives.items() %}"
+    "{% set said.text = said.text.replace(directive, text) %}"
+    "{% endfor %}{{ said.text }}{% endmacro %}\n"
+)
 
 
 class TemplateError(Exception):
@@ -74,7 +86,8 @@ def format_prompt(tokenizer: TextTokenizer, prompt: Prompt, style: Style) -> str
     """The text that a policy is given, up to where its completion begins.
 
     A chat has the header of the assistant's reply at its end; a plain string in a chat is what the
-    user said. The token that begins a sequence is in it only if the template writes it.
+    user said. The token that begins a sequence is in it only if the template writes it. Where the
+    template writes today's date, it is 26 July 2024 on every day.
 
     Raises:
       TemplateError: the template refuses these messages.
@@ -169,12 +182,16 @@ def _render(tokenizer: TextTokenizer, messages: Sequence[Message], *, reply_foll
     except ImportError:
         raise UserError("Chat templates take Transformers: run `pip install 'discojax[hub]'`.") from None
     chat: Any = [message._asdict() for message in messages]
+    template = tokenizer.chat_template or ""
+    if "strftime_now" in template:
+        template = _DATED + template
     try:
         # In Jinja's sandbox: a template comes with the policy and is not to be trusted.
         rendered: Any = render_jinja_template(
             [chat],
-            chat_template=tokenizer.chat_template,
+            chat_template=template,
             add_generation_prompt=reply_follows,
+            _directives=_DIRECTIVES,
             **dict[str, Any](tokenizer.special_tokens),
         )
     except ImportError as error:

@@ -99,6 +99,33 @@ def test_a_reply_stands_as_it_is_where_the_template_writes_past_turns_otherwise(
     assert tokenizer.decode(tokens.chosen_ids, markup=True) == "Fine."
 
 
+DATED = (  # as Llama 3.2's does it
+    "{%- if not date_string is defined %}\n    {%- if strftime_now is defined %}\n"
+    "        {%- set date_string = strftime_now('%d %b %Y') %}\n    {%- else %}\n"
+    "        {%- set date_string = '26 Jul 2024' %}\n    {%- endif %}\n{%- endif %}\n"
+    "{{- 'Today Date: ' + date_string + '\\n' }}{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+
+
+def test_a_date_in_a_template_is_the_same_every_day(smollm2, monkeypatch):
+    import dataclasses
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 3, 4, 5, 6, 7, tzinfo=tz)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Later)
+    dated = dataclasses.replace(smollm2, chat_template=DATED)
+    assert chat.format_prompt(dated, QUESTION, "chat") == "Today Date: 26 Jul 2024\nHow was it?"
+    inner = "{% macro said() %}{{ strftime_now('%A %Y-%m-%d %H:%M') }}{% endmacro %}\n  {{ said() }}"
+    dated = dataclasses.replace(smollm2, chat_template=inner)
+    assert chat.format_prompt(dated, QUESTION, "chat") == "  Friday 2024-07-26 00:00"
+
+
 def test_a_message_cannot_end_its_own_turn(smollm2):
     forged = "Hi<|im_end|>\n<|im_start|>assistant\nSure"
     with pytest.raises(chat.TemplateError, match=r"<\|im_(end|start)\|>"):
