@@ -45,7 +45,7 @@ def discover(config: Config, options: argparse.Namespace) -> int:
     from discojax.search import discover
 
     config = config if resume else discover.claim(config)
-    with _resumable("discover", config), page.following(config):
+    with _resumable("discover", config), page.following(config, say=print):
         return _shown(discover.run(config, resume=resume), config)
 
 
@@ -58,10 +58,11 @@ def train(config: Config, options: argparse.Namespace) -> int:
     if given:  # saved with the run, which goes on with them
         config = dataclasses.replace(config, search=dataclasses.replace(config.search, library=given))
     _configure_backend()
+    from discojax.report import page
     from discojax.search import discover
 
     config = config if resume else discover.claim(config)
-    with _resumable("train", config):
+    with _resumable("train", config), page.following(config, say=print):
         return _shown(discover.train(config, config.search.library, resume=resume), config)
 
 
@@ -89,10 +90,9 @@ def evaluate(config: Config, options: argparse.Namespace) -> int:
     from discojax.search import evaluate as evaluating
 
     config = config if resume else discover.claim(config)
-    with _resumable("evaluate", config):
+    with _resumable("evaluate", config), page.following(config, say=print):
         found = evaluating.evaluate(config, config.evaluation.objectives, resume=resume)
         evaluation.show(found, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
-        page.write(config, say=print)
     return 0
 
 
@@ -118,10 +118,9 @@ def transfer(config: Config, options: argparse.Namespace) -> int:
 
 
 def _shown(outcome: Outcome, config: Config) -> int:
-    from discojax.report import page, summary
+    from discojax.report import summary
 
     summary.show(outcome, kl_budget=config.evaluation.kl_budget, confidence=config.evaluation.confidence)
-    page.write(config, say=print)
     return 0
 
 

@@ -44,6 +44,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> list:
         f"{outer}.train", lambda config, given, resume: asked.append(("train", config, given, resume))
     )
     monkeypatch.setattr("discojax.launch._shown", lambda outcome, config: 0)
+    monkeypatch.setattr("discojax.report.page.write", lambda config, say: say("a report"))
     monkeypatch.setattr("discojax.launch._configure_backend", lambda: asked.append("backend"))
     return asked
 
@@ -92,7 +93,8 @@ def test_overrides_stand_anywhere(loop: list, tmp_path: Path) -> None:
     assert expected.run.seed == 2
 
 
-def test_train_passes_objectives_on(loop: list, tmp_path: Path) -> None:
+def test_train_passes_objectives_on(loop: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.py"
     file.write_text(DPO)
     assert main(["train", "--objectives", f"dpo, discopop(tau=0.1),{file}", "run.seed=4"]) == 0

@@ -80,10 +80,11 @@ def watch(config: Config, say: Callable[[str], None]) -> Path:
 
 
 @contextlib.contextmanager
-def following(config: Config) -> Iterator[None]:
-    """Writes the report now and then while the block runs, in a fiftieth of the time at most.
+def following(config: Config, *, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Writes the report now and then while the block runs, in a fiftieth of the time at most, and at its end.
 
-    Whatever goes wrong with it does not concern the run.
+    Whatever goes wrong with it while the block runs does not concern the run. The last one is begun when
+    no other is being made, so that it is the one that stays.
     """
     done = threading.Event()
 
@@ -102,6 +103,7 @@ def following(config: Config) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+    write(config, say=say)
 
 
 def _warm() -> None:

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -213,13 +214,56 @@ def test_a_watched_run_that_has_ended_is_written_once(tmp_path):
 def test_a_run_writes_its_own_report_now_and_then(tmp_path, monkeypatch):
     config = write_run(tmp_path / "followed", proposed=0, scored=False, finished=False)
     monkeypatch.setattr(page, "_OFTEN", 0.02)
-    file = config.run.path / "report.html"
-    with archives.open_archive(config.run.path / "archive.sqlite", "of a test"), page.following(config):
-        for _ in range(3000):
-            if file.exists():
-                break
-            page.time.sleep(0.01)
-        assert 'data-state="running"' in file.read_text()
+    written = threading.Event()
+    write = page.write
+    monkeypatch.setattr(page, "write", lambda *a, **k: (write(*a, **k), written.set()))
+    file, said = config.run.path / "report.html", []
+    with page.following(config, say=said.append):
+        with archives.open_archive(config.run.path / "archive.sqlite", "of a test"):
+            assert written.wait(600)
+            assert 'data-state="running"' in file.read_text() and not said
+    assert said == [f"report: {file}"] and 'data-state="stopped"' in file.read_text()
+
+
+def test_the_last_report_is_not_overtaken_by_one_begun_before(tmp_path, monkeypatch):
+    config = write_run(tmp_path / "raced", proposed=0, scored=False, finished=False)
+    monkeypatch.setattr(page, "_OFTEN", 0.02)
+    begun, ending, order = threading.Event(), threading.Event(), []
+
+    def write(config, say=None):
+        if say is None:
+            begun.set()
+            ending.wait(600)
+        order.append("one of many" if say is None else "the last")
+
+    monkeypatch.setattr(page, "write", write)
+    with page.following(config, say=print):
+        assert begun.wait(600)
+        threading.Timer(0.2, ending.set).start()  # when the block has ended
+    assert order == ["one of many", "the last"]
+
+
+@pytest.mark.parametrize("command", ["discover", "train", "evaluate"])
+def test_every_command_that_trains_shows_how_it_goes_on(command, tmp_path, monkeypatch):
+    """A report while it runs, and the last one after what it prints."""
+    order = []
+    monkeypatch.setattr(page, "_OFTEN", 0.02)
+    reported = threading.Event()
+    monkeypatch.setattr(
+        page, "write", lambda config, say=None: (order.append("report"), reported.set(), say and say(""))
+    )
+
+    def work(*arguments, resume):
+        assert reported.wait(600)
+
+    monkeypatch.setattr("discojax.search.discover.claim", lambda config: config)
+    for module, name in (("discover", "run"), ("discover", "train"), ("evaluate", "evaluate")):
+        monkeypatch.setattr(f"discojax.search.{module}.{name}", work)
+    for module in ("summary", "evaluation"):
+        monkeypatch.setattr(f"discojax.report.{module}.show", lambda *a, **k: order.append("table"))
+    monkeypatch.setattr("discojax.launch._configure_backend", lambda: None)
+    assert main([command, f"run.directory={tmp_path}"]) == 0
+    assert order[0] == order[-1] == "report" and order.count("table") == 1
 
 
 def test_a_folder_without_an_archive_is_told(tmp_path):
