@@ -36,8 +36,8 @@ _REPLY = "The reply."  # stands for a reply where only what a template writes ar
 
 _TODAY = date(2024, 7, 26)  # what Llama 3.2's template says where it is not told the date
 _DIRECTIVES = {f"%{letter}": _TODAY.strftime(f"%{letter}") for letter in "aAbBdHIjmMpSyY"}
-# In the place of Transformers' function of that name, which asks the clock: a run that goes on after midnight
-# would have other prompts. Transformers passes no function on to a template, so it is one of the template's own.
+# In the place of Transformers' function of that name, which asks the clock: a run that goes on after
+# midnight would have other prompts. Transformers passes no function on, so it is one of the template's own.
 _DATED = (
     "{% macro strftime_now(format) %}{% set said = namespace(text=format) %}"
     "{% for directive, text in _directives.items() %}"

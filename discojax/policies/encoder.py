@@ -39,6 +39,9 @@ class EncoderConfig:
       types: rows of the segment table, of which a single text uses the first; 0 for no table.
       pooler: the nonlinearity of the head: tanh in RoBERTa, relu in DistilBERT.
       norm_epsilon: what every norm adds to the variance.
+
+    Raises:
+      UserError: heads do not divide the width.
     """
 
     vocab_size: int
@@ -52,6 +55,10 @@ class EncoderConfig:
     types: int = 0
     pooler: Literal["tanh", "relu"] = "relu"
     norm_epsilon: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} is not a multiple of {self.heads} heads.")
 
 
 def _rows(table: nnx.Embed, ids: Array) -> Array:

@@ -48,27 +48,33 @@ PUBLISHED: Mapping[str, DecoderConfig] = {
 """By id on the hub."""
 
 
-def architecture_of(source: str) -> DecoderConfig:
+def architecture_of(source: str, revision: str | None = None) -> DecoderConfig:
     """The architecture that weights are of, without reading any weights.
 
     Args:
       source: an id of `PUBLISHED`, a folder with a `config.json`, that file, a GGUF file, or another id on
         the hub, whose `config.json` is fetched.
+      revision: a branch, tag or commit on the hub; its main branch if None.
 
     Raises:
       UserError: it cannot be had, or is none that is supported.
     """
-    if source in PUBLISHED:
+    if source in PUBLISHED and revision is None:
         return PUBLISHED[source]
     from discojax.policies.pretrained.architectures import policy_config
     from discojax.policies.pretrained.gguf_file import open_gguf
+    from discojax.policies.pretrained.locating import no_revision
     from discojax.policies.pretrained.safetensor_files import read_json
 
     path = Path(source).expanduser()
+    if path.exists():
+        no_revision(source, revision)
     if path.suffix == ".gguf" and path.is_file():
         said = open_gguf(path).hf_config
     else:
-        path = path / "config.json" if path.is_dir() else path if path.is_file() else _fetched(source)
+        path = (
+            path / "config.json" if path.is_dir() else path if path.is_file() else _fetched(source, revision)
+        )
         said = read_json(path)
     found = policy_config(said, str(path))
     if not isinstance(found, DecoderConfig):
@@ -76,17 +82,20 @@ def architecture_of(source: str) -> DecoderConfig:
     return found
 
 
-def _fetched(source: str) -> Path:
+def _fetched(source: str, revision: str | None) -> Path:
     known = f"Architectures known without it are {', '.join(PUBLISHED)}.{nearest(source, PUBLISHED)}"
     try:
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(source, "config.json"))
+        from discojax.policies.pretrained.locating import reason
+
+        return Path(hf_hub_download(source, "config.json", revision=revision))
     except ImportError:
         raise UserError(
             f"Reading what {source} is takes the extra `hub`: run `pip install 'discojax[hub]'`. {known}"
         ) from None
-    except (OSError, ValueError) as error:  # no network, no such model, or no such name
+    except Exception as error:  # no network, no such model or name, a connection that is cut
         raise UserError(
-            f"{source} is no folder with a config.json here, nor could one be fetched. {known}"
+            f"{source} is no folder with a config.json here, nor could one be fetched ({reason(error)}). "
+            f"{known}"
         ) from error

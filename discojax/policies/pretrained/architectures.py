@@ -215,6 +215,15 @@ def architecture(model_type: str, where: str) -> Architecture:
     return ARCHITECTURES[model_type]
 
 
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
+    *("n_embd", "n_inner", "n_layer", "n_positions", "n_head"),
+    *("dim", "hidden_dim", "n_layers", "n_heads"),
+)
+"""What a `config.json` counts, under the names of all architectures; by some of it others are divided."""
+
+
 def policy_config(config: Mapping[str, Any], where: str) -> DecoderConfig | EncoderConfig:
     """Our configuration from a `config.json`, with the defaults that Transformers gives it.
 
@@ -226,6 +235,10 @@ def policy_config(config: Mapping[str, Any], where: str) -> DecoderConfig | Enco
     if not isinstance(model_type, str):
         raise UserError(f"{where} has no model_type, so its architecture is not known.")
     found = architecture(model_type, where)
+    for name in _SIZES:
+        size = config.get(name)
+        if isinstance(size, int | float) and size < 1:
+            raise UserError(f"{where} says that its {name} is {size}, which must be at least 1.")
     transformers_configs, invalid = _transformers(where)
     try:
         return found.config(transformers_configs[model_type].from_dict(dict(config)))

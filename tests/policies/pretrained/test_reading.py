@@ -174,6 +174,17 @@ def test_pickled_weights_are_refused_with_a_way_out(write, llama_tensors):
             "its rope_type 'dynamic' is none of",
         ),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3 kv_heads"),
+        *(
+            ({name: 0}, rf"config\.json says that its {name} is 0, which must be at least 1")
+            for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+        ),
+        *(
+            (
+                {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": factor}},
+                rf"the factor of its rotary positions is {factor!r}, which is no positive number",
+            )
+            for factor in ("8", 0.0)
+        ),
     ],
 )
 def test_a_configuration_that_is_not_supported_is_told(write, llama_tensors, change, message):
