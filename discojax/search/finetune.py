@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from discojax.config import Config, Finetune, dump
@@ -106,7 +107,7 @@ def finetune(config: Config) -> Tuned:
     Raises:
       UserError: the policy, its tokenizer, the data or the objective cannot be had or do not fit
         together, or the run is finished already.
-      population.hosts.HostError: another process is gone.
+      errors.HostError: another process is gone.
       population.finetune.Stopped: the user stopped it; the same call goes on.
     """
     settings, folder = config.finetune, config.run.path
@@ -163,7 +164,10 @@ def finetune(config: Config) -> Tuned:
         if len(held_out.prompts):
             bar = screen.bar("held-out pairs", 2 * len(held_out.prompts))
             logps = workbench.logps(bench, state, held_out.pairs, tokens, lambda done, _: bar.update(done))
-            measured = measure(held_out, *logps, beta=settings.beta, confidence=config.evaluation.confidence)
+            measured = measure(
+                held_out, *logps, beta=settings.beta, confidence=config.evaluation.confidence,
+                rng=np.random.default_rng(config.run.seed), replicates=config.evaluation.bootstrap,
+            )  # fmt: skip
             log("held_out", **asdict(measured))
         checkpoints.close()  # nothing is written beside the policy
         workbench.write(bench, state, folder / "policy")

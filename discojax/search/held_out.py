@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from discojax.data.preferences import Prepared
-from discojax.search.statistics import interval, mean
+from discojax.search.statistics import Estimate, bootstrapped
+from discojax.search.winrate import rate_interval
 
 __all__ = ["HeldOut", "measure"]
 
@@ -39,6 +40,8 @@ def measure(
     *,
     beta: float,
     confidence: float,
+    rng: np.random.Generator,
+    replicates: int,
 ) -> HeldOut:
     """Accuracy and margin of held-out pairs, at least one, whose completions have these log-probabilities.
 
@@ -46,21 +49,23 @@ def measure(
       held_out: the pairs, with those of the reference.
       chosen, rejected: under the policy, in nats.
       beta: of the loss.
-      confidence: of the intervals, which are over prompts: pairs of one prompt are one observation.
+      confidence: of the intervals, which are over prompts: pairs of one prompt are one observation. Of a
+        single prompt they are NaN.
+      rng, replicates: of the bootstrap that they are from.
     """
     pairs = held_out.pairs
     margins = (chosen - pairs.reference_chosen) - (rejected - pairs.reference_rejected)
-    accuracy, accuracy_interval, prompts = _by_prompt(margins > 0, held_out.prompts, confidence)
-    margin, margin_interval, _ = _by_prompt(beta * margins, held_out.prompts, confidence)
-    return HeldOut(len(margins), prompts, accuracy, accuracy_interval, margin, margin_interval)
+    _, place = np.unique(held_out.prompts, return_inverse=True)
+    prompts = int(place.max()) + 1
 
+    def over_prompts(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+        means = np.bincount(place, values.astype(np.float64)) / np.bincount(place)
+        if prompts < 2:
+            return float(means.mean()), (math.nan, math.nan)
+        found = bootstrapped(means, rng=rng, replicates=replicates, confidence=confidence)
+        return float(means.mean()), found
 
-def _by_prompt(
-    values: np.ndarray, prompts: np.ndarray, confidence: float
-) -> tuple[float, tuple[float, float], int]:
-    _, place = np.unique(prompts, return_inverse=True)
-    means = np.bincount(place, values.astype(np.float64)) / np.bincount(place)
-    if len(means) < 2:
-        return float(means.mean()), (math.nan, math.nan), len(means)
-    estimate = mean(means[None])
-    return float(estimate.value), interval(estimate, confidence), len(means)
+    accuracy, accuracy_interval = over_prompts(margins > 0)
+    if prompts > 1 and accuracy in (0.0, 1.0):  # every resample is the same: nothing varied, yet something could
+        accuracy_interval = rate_interval(Estimate(accuracy, 0.0, 0.0, 1, prompts), confidence)
+    return HeldOut(len(margins), prompts, accuracy, accuracy_interval, *over_prompts(beta * margins))
