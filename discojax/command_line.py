@@ -46,6 +46,7 @@ _HOSTS = (
     ("--coordinator", "HOST:PORT", "of process 0, where a job's hosts are not found by themselves"),
     ("--processes", "N", "how many processes the job has, each started with the same command"),
     ("--process", "I", "which of them this is, from 0"),
+    ("--preemption-code", "CODE", "exit code where SIGTERM stops it, for what goes by it (0)"),
 )
 
 
@@ -117,7 +118,7 @@ def read(argv: Sequence[str], commands: Mapping[str, Command]) -> tuple[Command,
         raise SystemExit(0)
     options, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
-        known = re.findall(r"--\w+", parser.format_usage())
+        known = re.findall(r"--[\w-]+", parser.format_usage())
         hint = nearest(unknown[0], known) or f" `{parser.prog} --help` shows what there is."
         raise UserError(f"`{name}` has no option {unknown[0]!r}.{hint}")
     words = list(options.arguments)

@@ -5,11 +5,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "nearest"]
+__all__ = ["HostError", "UserError", "nearest"]
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The command line prints its text alone and exits with 2."""
+    """A mistake the user can mend. The command line prints its text alone and exits with `code`."""
+
+    code = 2
+
+
+class HostError(UserError):
+    """Another process of the job is gone or failed.
+
+    By default its code is 42, which says that the same command, started again, goes on: xpk does so
+    unasked, and SkyPilot where it is told to.
+    """
+
+    code = 42
+
+    def __init__(self, text: str, code: int = code):
+        super().__init__(text)
+        self.code = code
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -28,8 +28,9 @@ from discojax.command_line import (
     task_config,
 )
 from discojax.config import Config, load
-from discojax.errors import UserError, nearest
-from discojax.places import is_remote, working_folder
+from discojax.errors import UserError
+from discojax.population.stopping import Preempted, heeded
+from discojax.resuming import named, resumed, saved
 
 if TYPE_CHECKING:
     from discojax.search.discover import Outcome
@@ -39,7 +40,7 @@ __all__ = ["main"]
 
 def discover(config: Config, options: argparse.Namespace) -> int:
     """Proposes losses, trains policies with them and scores them, until the budget is spent."""
-    config, resume = _resumed(config, options)
+    config, resume = resumed(config, options)
     _configure_backend()
     from discojax.report import page
     from discojax.search import discover
@@ -51,7 +52,9 @@ def discover(config: Config, options: argparse.Namespace) -> int:
 
 def train(config: Config, options: argparse.Namespace) -> int:
     """Trains the given objectives over seeds and betas, or with a policy one policy with one of them."""
-    config, resume = _resumed(config, options)
+    if options.policy or options.data or config.finetune.policy:
+        config = named(config, "finetune")
+    config, resume = resumed(config, options)
     given = objectives_of(options.objectives)
     if options.policy or options.data or config.finetune.policy:
         return _finetune(config, options, given, resume)
@@ -71,6 +74,7 @@ def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str],
     from discojax.report import finetuned
     from discojax.search import finetune
 
+    resume = resume or options.resume_or_start  # its name is to be what it is
     config = finetune.chosen(config, options.policy, options.data, given, resume=resume)
     with _resumable("train", config):
         finetuned.show(finetune.finetune(config), confidence=config.evaluation.confidence)
@@ -79,7 +83,7 @@ def _finetune(config: Config, options: argparse.Namespace, given: Sequence[str],
 
 def evaluate(config: Config, options: argparse.Namespace) -> int:
     """Measures objectives on the held-out task: frontiers, win rates, intervals."""
-    config, resume = _resumed(config, options)
+    config, resume = resumed(config, options)
     if given := objectives_of(options.objectives):  # saved with the run, which goes on with them
         config = dataclasses.replace(
             config, evaluation=dataclasses.replace(config.evaluation, objectives=given)
@@ -99,7 +103,7 @@ def evaluate(config: Config, options: argparse.Namespace) -> int:
 def transfer(config: Config, options: argparse.Namespace) -> int:
     """Takes a run's finalists to other tasks, seeds, policies and rewards."""
     options.resume = options.arguments[0]
-    config = _saved(config, options)
+    config = saved(config, options)
     of_tasks = {}
     for task in config.transfer.tasks:
         own = task_config(task)
@@ -127,7 +131,7 @@ def _shown(outcome: Outcome, config: Config) -> int:
 def report(config: Config, options: argparse.Namespace) -> int:
     """Writes `report.html` for a run, finished or not."""
     options.resume = options.arguments[0]
-    config = _saved(config, options)
+    config = saved(config, options)
     _configure_backend()
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator is the run's
     from discojax.report import page
@@ -187,36 +191,43 @@ def export(config: Config, options: argparse.Namespace) -> int:
 
 
 _OBJECTIVES = ("--objectives", {"metavar": "LIST", "help": "names and files, separated by commas"})
-_RESUME = ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped run"})
+_RESUME = (
+    ("--resume", {"metavar": "RUN", "nargs": "?", "const": "", "help": "go on with a stopped run"}),
+    (
+        "--resume-or-start",
+        {"action": "store_true", "help": "go on with the run of this name where there is one, else begin it"},
+    ),
+)
+_RESUMES = "[--resume [RUN] | --resume-or-start]"
 
 _COMMANDS = {
     "discover": Command(
         discover,
-        "[--resume [RUN]]",
+        _RESUMES,
         "propose losses, gate them, train a population with them, score them, feed back",
-        options=(_RESUME,),
+        options=_RESUME,
         devices=True,
     ),
     "train": Command(
         train,
-        "[--objectives NAME|FILE,...] [--policy DIR|ID --data FILE|ID] [--resume [RUN]]",
+        f"[--objectives NAME|FILE,...] [--policy DIR|ID --data FILE|ID] {_RESUMES}",
         "train given objectives over seeds and betas; or one pretrained policy with one of them",
         options=(
             _OBJECTIVES,
             ("--policy", {"metavar": "DIR|ID", "help": "one pretrained policy: see configs/finetune.yaml"}),
             ("--data", {"metavar": "FILE|ID", "help": "preference pairs to train it on"}),
-            _RESUME,
+            *_RESUME,
         ),
         devices=True,
     ),
     "evaluate": Command(
         evaluate,
-        "[--objectives NAME|FILE,...] [--task TASK] [--resume [RUN]]",
+        f"[--objectives NAME|FILE,...] [--task TASK] {_RESUMES}",
         "the held-out evaluation: frontiers, win rates, what each objective does, with intervals",
         options=(
             _OBJECTIVES,
             ("--task", {"metavar": "TASK", "help": "sets task.held_out; its config, if configs/ has one"}),
-            _RESUME,
+            *_RESUME,
         ),
         devices=True,
     ),
@@ -256,25 +267,18 @@ _COMMANDS = {
 }
 
 
-def _resumed(config: Config, options: argparse.Namespace) -> tuple[Config, bool]:
-    return (config, False) if options.resume is None else (_saved(config, options), True)
-
-
 @contextlib.contextmanager
 def _kept(config: Config) -> Iterator[None]:
-    """Heeds SIGTERM, and puts the run into its bucket if it lives in one."""
-    from discojax.population.stopping import heeded
+    """Puts the run into its bucket if it lives in one."""
     from discojax.search.storage import mirrored
 
-    with heeded(), mirrored(config.run.path, config.run.remote, config.checkpoint.interval or 60.0):
+    with mirrored(config.run.path, config.run.remote, config.checkpoint.interval or 60.0):
         yield
 
 
 @contextlib.contextmanager
 def _resumable(name: str, config: Config) -> Iterator[None]:
     """Says how to go on with a run that is stopped, if it had begun."""
-    from discojax.population.stopping import Preempted
-
     try:
         with _kept(config):
             yield
@@ -284,41 +288,6 @@ def _resumable(name: str, config: Config) -> Iterator[None]:
             raise kind("Stopped, before there was anything to keep.") from None
         command = f"{PROGRAM} {name} --resume {config.run.remote or config.run.path}"
         raise kind(f"Stopped. `{command}` goes on where it left off.") from None
-
-
-def _saved(config: Config, options: argparse.Namespace) -> Config:
-    """The config that a run was started with, with today's overrides; its folder is where it lies now."""
-    directory = config.run.directory
-    if is_remote(options.resume):
-        directory, _, options.resume = options.resume.rstrip("/").rpartition("/")
-    if is_remote(directory):
-        return _fetched(directory, options.resume or config.run.name, options)
-    folder = config.run.path
-    if options.resume:
-        folder = Path(options.resume)
-        if not (folder / "config.yaml").is_file():
-            folder = Path(config.run.directory) / options.resume
-    if not (folder / "config.yaml").is_file():
-        there = [file.parent.name for file in sorted(folder.parent.glob("*/config.yaml"))]
-        hint = nearest(folder.name, there) or f" Start one with `{PROGRAM} discover`."
-        raise UserError(f"There is no run to go on with in {str(folder)!r}.{hint}")
-    saved = load(folder / "config.yaml", options.overrides)
-    place = folder.resolve()
-    directory = str(folder.parent) if folder.name == place.name else str(place.parent)
-    return dataclasses.replace(
-        saved, run=dataclasses.replace(saved.run, name=place.name, directory=directory)
-    )
-
-
-def _fetched(directory: str, name: str, options: argparse.Namespace) -> Config:
-    """The config of a run in a bucket, which is brought to this machine."""
-    from discojax.search import storage
-
-    folder = working_folder(directory) / name
-    if not storage.fetch(f"{directory}/{name}", folder):
-        raise UserError(f"There is no run to go on with at {directory}/{name}.")
-    saved = load(folder / "config.yaml", options.overrides)
-    return dataclasses.replace(saved, run=dataclasses.replace(saved.run, name=name, directory=directory))
 
 
 def _configure_backend() -> None:
@@ -338,6 +307,13 @@ def _follows(options: argparse.Namespace) -> bool:
     return join(options.coordinator, options.processes, options.process) > 0
 
 
+def _preemption_code(options: argparse.Namespace) -> int:
+    code = options.preemption_code or "0"
+    if not code.isdigit() or int(code) > 255:
+        raise UserError(f"--preemption-code is an exit code, from 0 to 255, not {code}.")
+    return int(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that `argv` asks for; returns the exit code."""
     code = 1
@@ -351,30 +327,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    preempted = 0
     try:
-        if words[:1] in (["-h"], ["--help"]):
-            print(overview(_COMMANDS))
-        elif words[:1] == ["--version"]:
-            print(f"discojax {__version__}")
-        else:
-            command, options = read(words, _COMMANDS)
-            if command.devices and _follows(options):
-                from discojax.search.following import follow
+        with heeded():
+            if words[:1] in (["-h"], ["--help"]):
+                print(overview(_COMMANDS))
+            elif words[:1] == ["--version"]:
+                print(f"discojax {__version__}")
+            else:
+                command, options = read(words, _COMMANDS)
+                if command.devices:
+                    preempted = _preemption_code(options)
+                    if _follows(options):
+                        from discojax.search.following import follow
 
-                return follow()
-            code = command.handler(load(config_file(options), options.overrides), options)
+                        return follow()
+                code = command.handler(load(config_file(options), options.overrides), options)
+                sys.stdout.flush()
+                return code
             sys.stdout.flush()
-            return code
-        sys.stdout.flush()
-        return 0
+            return 0
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.code
     except KeyboardInterrupt as stop:
-        from discojax.population.stopping import Preempted
-
         print(f"\n{stop if str(stop) else 'Stopped.'}", file=sys.stderr)
-        return 0 if isinstance(stop, Preempted) else 130
+        return preempted if isinstance(stop, Preempted) else 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -6,8 +6,8 @@
 #
 # Needs: `pip install xpk`, gcloud, kubectl and docker, logged in, and a bucket that the cluster's nodes may
 # write. The cluster is made if it is not there; `xpk cluster delete` ends its costs.
-# A pod that fails, as on a node that is taken away, is started again and goes on. Should the job end before
-# the run has (a preempted pod saves and exits 0), run this again: it goes on too.
+# A node that is taken away is told (SIGTERM): the run saves, and all pods exit with 42, as they do where one
+# is lost without a word. xpk starts the job again after that code and goes on; a mistake (2) ends it.
 set -euo pipefail
 
 PROJECT=${PROJECT:-my-project}
@@ -36,11 +36,12 @@ run docker push "$IMAGE"
 # 3. A cluster with one slice; does nothing to one that has it.
 run xpk cluster create "${where[@]}" --tpu-type="$SLICE" --num-slices=1 --spot
 
-# 4. One pod a host, each with the same command. A minute after SIGTERM is time to save.
-command="python -m discojax.launch discover --config $CONFIG run.name=$NAME run.directory=$RUNS population.lanes=$LANES"
+# 4. One pod a host, each with the same command: a single one, so that SIGTERM reaches it. A minute is time to save.
+command="python -m discojax.launch discover --config $CONFIG --resume-or-start --preemption-code 42 \
+run.name=$NAME run.directory=$RUNS population.lanes=$LANES"
 run xpk workload create "${where[@]}" --workload="$NAME" --tpu-type="$SLICE" --num-slices=1 \
   --docker-image="$IMAGE" --max-restarts=100 --termination-grace-period-seconds=60 \
-  --command="$command --resume || { [ \$? -eq 2 ] && $command; }"
+  --command="$command"
 
 # 5. What it says: `xpk workload list`, and the logs of the first pod.
 run xpk workload list "${where[@]}"

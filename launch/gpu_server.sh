@@ -30,11 +30,6 @@ esac
 run .venv/bin/pip install -q -e "$extra"
 
 # Lanes are divided over the GPUs by themselves (population.mesh.lane=0). Before anything is trained the run
-# says whether they fit, and how many would. `--resume` goes on with a run that is there; with 2 it says that
-# there is none, and the run begins.
-command=(.venv/bin/python -m discojax.launch discover --config "$CONFIG"
-  "run.name=$NAME" "run.directory=$RUNS" "population.lanes=$LANES")
-code=0
-run "${command[@]}" --resume || code=$?
-if [ "$code" -ne 2 ] && [ -z "${DRY_RUN:-}" ]; then exit "$code"; fi
-run "${command[@]}"
+# says whether they fit, and how many would.
+run .venv/bin/python -m discojax.launch discover --config "$CONFIG" --resume-or-start \
+  "run.name=$NAME" "run.directory=$RUNS" "population.lanes=$LANES"

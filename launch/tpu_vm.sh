@@ -2,10 +2,11 @@
 # A run on a TPU VM slice: asks for it in Google Cloud's queue, installs, runs, and gives it back.
 #
 #   DRY_RUN=1 bash launch/tpu_vm.sh                       # prints the commands and runs none
-#   PROJECT=mine RUNS=gs://my-bucket/runs bash launch/tpu_vm.sh
+#   PROJECT=mine RUNS=gs://my-bucket/runs SOURCE=https://github.com/me/discojax bash launch/tpu_vm.sh
 #
 # Needs: gcloud, logged in (`gcloud auth login`), TPU quota in ZONE, and a bucket that the TPU's service
-# account may write. For the first command: `pip install -e '.[tpu]'` here; it takes no TPU.
+# account may write; SOURCE is what the hosts clone. For the first command: `pip install -e '.[tpu]'` here; it
+# takes no TPU.
 # Spot slices cost less and may be taken away at any time. Run this again then: it goes on.
 set -euo pipefail
 
@@ -51,7 +52,6 @@ everywhere "{ test -d discojax || git clone --depth 1 $SOURCE discojax; } && cd 
 && curl -LsSf https://astral.sh/uv/install.sh | sh && $uv venv --allow-existing --python 3.12 \
 && $uv pip install -e '.[tpu,gcs]'"
 
-# 4. One command on every host: they find one another, and the first leads. `--resume` goes on with a run
-#    that is there; with 2 it says that there is none, and the run begins.
-command=".venv/bin/python -m discojax.launch discover --config $CONFIG run.name=$NAME run.directory=$RUNS population.lanes=$LANES"
-everywhere "cd discojax && { $command --resume || { [ \$? -eq 2 ] && $command; }; }"
+# 4. One command on every host: they find one another, and the first leads.
+everywhere "cd discojax && .venv/bin/python -m discojax.launch discover --config $CONFIG --resume-or-start \
+run.name=$NAME run.directory=$RUNS population.lanes=$LANES"

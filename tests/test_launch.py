@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from rich.console import Console
 from discojax import objectives
 from discojax.command_line import PROGRAM
 from discojax.config import Config, dump, load
+from discojax.errors import HostError, UserError
 from discojax.launch import _COMMANDS, main
+from discojax.population.stopping import Preempted
 from discojax.report import terminal
 
 DPO = f'''def loss({", ".join(objectives.ARGUMENTS[:5])}):
@@ -142,9 +145,103 @@ def test_there_must_be_a_run_to_resume(
     assert loop == []
 
 
+def test_resume_or_start_begins_the_run_of_that_name_or_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loop: list
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["discover", "--resume-or-start", "run.name=first", "population.lanes=8"]
+    assert main(words) == 0
+    begun = load(None, words[2:])
+    assert loop.pop() == ("run", begun, False)
+    begun.run.path.mkdir(parents=True)
+    (begun.run.path / "config.yaml").write_text(dump(load(None, [*words[2:], "run.seed=7"])))
+    assert main(words) == 0
+    _, config, resume = loop.pop()
+    assert resume and config.run.name == "first" and config.run.seed == 7, "the config it was started with"
+    assert main([*words, "--resume"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_a_bucket_that_is_away_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loop: list
+) -> None:
+    """Whether there is a run cannot be known then: to begin would train, and pay, all over."""
+    monkeypatch.setenv("DISCOJAX_CACHE", str(tmp_path))
+
+    def away(url: str) -> tuple:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("discojax.search.storage._open", away)
+    assert main(["discover", "--resume-or-start", "run.directory=gs://bucket/runs"]) == 2
+    assert "gs://bucket/runs/quickstart cannot be reached (no route to host)" in capsys.readouterr().err
+    assert loop == []
+
+
+def test_one_policy_is_trained_in_a_run_of_its_own_name_and_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: list
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs: list = []
+    monkeypatch.setattr("discojax.search.finetune.finetune", lambda config: runs.append(config.run.path))
+    monkeypatch.setattr("discojax.report.finetuned.show", lambda *_, **__: None)
+    words = ["train", "--policy", "p", "--data", "d"]
+    for number in range(2):
+        assert main([*words, "--resume-or-start"]) == 0
+        runs[number].mkdir(parents=True, exist_ok=True)
+        (runs[number] / "config.yaml").write_text(dump(load(None, ["run.name=finetune"])))
+    assert main(words) == 0
+    assert [path.name for path in runs] == ["finetune", "finetune", "finetune-2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "asked"),
+    [
+        (UserError("a key is missing."), 2, []),
+        (HostError("Process 1 of this job is gone."), 42, []),
+        (HostError("Process 1 of this job failed: a bug", 1), 1, []),
+        (Preempted("Stopped."), 0, []),
+        (Preempted("Stopped."), 42, ["--preemption-code", "42"]),
+        (KeyboardInterrupt(), 130, ["--preemption-code", "42"]),
+    ],
+)
+def test_whoever_starts_it_again_can_go_by_its_exit_code(
+    error: BaseException,
+    code: int,
+    asked: list,
+    loop: list,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def stop(config: Config, resume: bool) -> None:
+        raise error
+
+    monkeypatch.setattr("discojax.search.discover.run", stop)
+    assert main(["discover", *asked]) == code
+
+
+def test_sigterm_is_heeded_from_the_beginning(
+    loop: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before there is a run: while hosts are found, libraries imported, a bucket asked."""
+
+    def told(config: Config) -> Config:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("discojax.search.discover.claim", told)
+    assert main(["discover"]) == 0
+    assert capsys.readouterr().err.strip() == "Stopped."
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["discover", "--preemption-code", "256"], "from 0 to 255, not 256"),
+        (["discover", "--resume-or-strat"], "Did you mean '--resume-or-start'?"),
         (["discver"], "no command 'discver'. Did you mean 'discover'?"),
         (["run.seed"], "no command 'run.seed'"),
         (["polcy.layers=3"], "the nearest is 'policy.layers'"),

@@ -31,17 +31,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from discojax.data import cache
-from discojax.errors import UserError
+from discojax.errors import HostError, UserError
 
-__all__ = ["HostError", "all_see", "alone", "begin", "finish", "follow", "give", "given", "guarded", "tell"]
+__all__ = ["all_see", "alone", "begin", "finish", "follow", "give", "given", "guarded", "tell"]
 
 _BEAT, _SILENCE, _GRACE = 1.0, 30.0, 5.0  # seconds
 _BLOCK = 1 << 24  # words given at a time
-_ENDED, _STOP, _AT_ONCE, _CODE = "discojax/end", "stop", "at once", 2
-
-
-class HostError(UserError):
-    """A process of the job is gone, or failed."""
+_ENDED, _STOP, _AT_ONCE = "discojax/end", "stop", "at once"
 
 
 class _Gift(NamedTuple):
@@ -61,7 +57,7 @@ class _Job:
     processes: int
     told: int = 0  # messages sent, or heard
     given: dict[str, Any] = field(default_factory=dict)
-    lost: str = ""
+    lost: HostError | None = None
     stopping: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -104,7 +100,7 @@ def tell(message: Any) -> None:
     if _job is None or _job.process:
         return
     if _job.lost:
-        raise HostError(_job.lost)
+        raise _job.lost
     _send(_job, message)
 
 
@@ -136,7 +132,7 @@ def guarded() -> Iterator[None]:
         while not _job.lost and time.monotonic() < until:
             time.sleep(_BEAT / 4)
         if _job.lost:
-            raise HostError(_job.lost) from None
+            raise _job.lost from None
         raise
 
 
@@ -176,7 +172,8 @@ def _listen(job: _Job) -> None:
     while not job.lost and not job.ended.wait(_BEAT):
         with contextlib.suppress(Exception):
             for key, value in job.client.key_value_dir_get("discojax/failed/"):
-                job.lost = f"Process {key.rpartition('/')[2]} of this job failed: {value}"
+                code, _, why = value.partition(" ")
+                job.lost = HostError(f"Process {key.rpartition('/')[2]} of this job failed: {why}", int(code))
             for key, value in job.client.key_value_dir_get("discojax/pulse/"):
                 other = int(key.rpartition("/")[2])
                 if value != heard[other][0]:
@@ -190,7 +187,7 @@ def _listen(job: _Job) -> None:
             deleted = max(deleted, known)
         silent = [other for other, (_, at) in heard.items() if time.monotonic() - at > _SILENCE]
         if silent and not job.lost:
-            job.lost = (
+            job.lost = HostError(
                 f"Process {silent[0]} of this job is gone. Start the same command on every host again, with "
                 "--resume, to go on where the run was."
             )
@@ -198,8 +195,8 @@ def _listen(job: _Job) -> None:
     if job.lost and not job.ended.wait(_GRACE):
         print(job.lost, file=sys.stderr)
         with contextlib.suppress(Exception):
-            _dismiss(job, _CODE, at_once=True)
-        _leave(_CODE)
+            _dismiss(job, job.lost.code, at_once=True)
+        _leave(job.lost.code)
 
 
 # The followers' side.
@@ -259,20 +256,23 @@ def _receive(job: _Job, number: int) -> Any:
 def _accept(gift: _Gift) -> Any:
     arrays = _broadcast(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), gift.shapes))
     if cache.content_hash(jax.tree.leaves(arrays)) != gift.content:
-        raise UserError("its copy of the task is not the leader's, so its network or memory is at fault.")
+        raise HostError("its copy of the task is not the leader's, so its network or memory is at fault.")
     return arrays
 
 
 def _fail(job: _Job, error: Exception) -> NoReturn:
     """Tells the leader, which ends the job; but of an error that may only show that another is gone, late."""
+    code = error.code if isinstance(error, UserError) else 1
     if isinstance(error, jax.errors.JaxRuntimeError):
+        code = HostError.code
         time.sleep(_SILENCE + 2 * _GRACE)  # by then the leader has ended this process too
     if not isinstance(error, UserError):
         traceback.print_exception(error)
     with contextlib.suppress(Exception):
-        job.client.key_value_set(f"discojax/failed/{job.process}", str(error) or type(error).__name__)
+        said = f"{code} {str(error) or type(error).__name__}"
+        job.client.key_value_set(f"discojax/failed/{job.process}", said)
         time.sleep(2 * _GRACE)
-    _leave(_CODE)
+    _leave(code)
 
 
 def _show(job: _Job) -> None:
@@ -306,7 +306,7 @@ def _look_up(job: _Job, key: str) -> str:
 
 def _deserted() -> NoReturn:
     print("The process that leads this job is gone; what it said last is why.", file=sys.stderr)
-    _leave(_CODE)
+    _leave(HostError.code)
 
 
 # Both sides.

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from discojax import __version__
-from discojax.errors import UserError
+from discojax.errors import HostError, UserError
 from discojax.population.backend import configure_backend
 
 __all__ = ["join"]
@@ -35,13 +38,16 @@ def join(coordinator: str | None = None, count: str | None = None, index: str | 
       index: which of them this is.
 
     Raises:
-      UserError: the three do not fit together, the others do not come, or they have other versions.
+      UserError: the three do not fit together, or the others have other versions.
+      HostError: the others do not come.
+      population.stopping.Preempted: SIGTERM, while it waits for them.
     """
     place = _read(coordinator, count, index)
     if place is None and not _hinted():
         return 0
     configure_backend()
-    expected = _detected() if place is None else place[1]
+    cluster = _detected() if place is None else None
+    expected = place[1] if place else 1 if cluster is None else _asked(cluster.get_process_count)
     if expected == 1:
         return 0
     import jax
@@ -49,25 +55,33 @@ def join(coordinator: str | None = None, count: str | None = None, index: str | 
 
     # SIGTERM comes to one host, and the leader answers it: `hosts` takes it there.
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        if place is None:
-            jax.distributed.initialize(initialization_timeout=_PATIENCE, shutdown_timeout_seconds=_GOODBYE)
-        else:
-            address, processes, process = place
-            jax.distributed.initialize(
-                address, processes, process, cluster_detection_method="deactivate",
-                initialization_timeout=_PATIENCE, shutdown_timeout_seconds=_GOODBYE,
-            )  # fmt: skip
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"The {expected} processes did not find one another ({_short(error)}): start the same "
-            f"command on every host, or add {_FLAGS} to each."
-        ) from None
+    job = distributed.global_state
+
+    def meet() -> None:
+        try:
+            where = place
+            if cluster is not None and _has_its_node():
+                where = _place_in(cluster)
+            if where is None:
+                jax.distributed.initialize(
+                    initialization_timeout=_PATIENCE, shutdown_timeout_seconds=_GOODBYE
+                )
+            else:
+                jax.distributed.initialize(
+                    *where, cluster_detection_method="deactivate",
+                    initialization_timeout=_PATIENCE, shutdown_timeout_seconds=_GOODBYE,
+                )  # fmt: skip
+        except (RuntimeError, ValueError) as error:
+            raise HostError(
+                f"The {expected} processes did not find one another ({_short(error)}): start the same "
+                f"command on every host, or add {_FLAGS} to each."
+            ) from None
+        _compare(job.client, job.process_id)
+        jax.devices()  # everyone tells of its own, and nobody waits long to hear of the others'
+
+    _beside(meet)
     from discojax.population import hosts
 
-    job = distributed.global_state
-    _compare(job.client, job.process_id)
-    jax.devices()  # everyone tells of its own, and nobody waits long to hear of the others'
     hosts.begin(job.client, job.process_id, job.num_processes)
     return job.process_id
 
@@ -93,21 +107,57 @@ def _hinted() -> bool:
     return any(name in os.environ for name in _SIGNS) or importlib.util.find_spec("libtpu") is not None
 
 
-def _detected() -> int:
-    """How many processes JAX's own detection finds; 1 where it finds nothing."""
+def _detected() -> Any:
+    """JAX's own way to find the processes here; None where it finds nothing."""
     from jax._src.clusters import ClusterEnv
 
     kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
     if "JOB_COMPLETION_INDEX" not in os.environ:  # a pod of Kubernetes that is no part of an indexed job
         kinds = [kind for kind in kinds if kind.__name__ != "K8sCluster"]
+    return _asked(lambda: next((kind for kind in kinds if kind.is_env_present()), None))
+
+
+def _asked(question: Callable[[], Any]) -> Any:
     try:
-        present = next((kind for kind in kinds if kind.is_env_present()), None)
-        return 1 if present is None else int(present.get_process_count())
+        return question()
     except Exception as error:  # a metadata server's, or Kubernetes' own
         raise UserError(
             f"The other processes of this job could not be found ({_short(error)}): add {_FLAGS} to the "
             "command on every host."
         ) from None
+
+
+def _has_its_node() -> bool:
+    """Whether SLURM or Open MPI started one process a node, which then has all of its devices.
+
+    Where these say which process of its node one is, JAX gives it the device of that number alone.
+    """
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_TASKS_PER_NODE", "")
+    each = re.fullmatch(r"1(\(x\d+\))?", tasks) is not None  # such as 1(x4); 2(x3),1 has nodes with two
+    return each or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+
+
+def _place_in(cluster: Any) -> tuple[str, int, int]:
+    port = os.environ.get("JAX_COORDINATOR_PORT")
+    address = cluster.get_coordinator_address(timeout_secs=_PATIENCE, override_coordinator_port=port)
+    return address, cluster.get_process_count(), cluster.get_process_id()
+
+
+def _beside(work: Callable[[], None]) -> None:
+    """Does it in another thread: what waits inside JAX hears no signal, and this one does."""
+    failed: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=do, daemon=True, name="join")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _compare(client: Any, process: int) -> None:

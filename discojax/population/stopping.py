@@ -24,19 +24,27 @@ class Preempted(Stopped):
 
 
 _KINDS: dict[int, type[Stopped]] = {signal.SIGINT: Stopped, signal.SIGTERM: Preempted}
+_told = threading.Event()  # of SIGTERM, since the outermost `heeded` began
 
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Inside the block SIGTERM raises `Preempted`, as Ctrl-C raises KeyboardInterrupt."""
+    """Inside the block SIGTERM raises `Preempted`, as Ctrl-C raises KeyboardInterrupt.
+
+    Once: where all hosts of a job are taken back, each is told, and so are those that lead and follow
+    it. What has been told already ends in its time.
+    """
 
     def stop(number: int, frame: Any) -> None:
-        raise Preempted
+        if not _told.is_set():
+            _told.set()
+            raise Preempted
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
+    _told.clear()
     try:
         yield
     finally:
@@ -66,8 +74,12 @@ class Deferral:
             self._waiting = False
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGTERM:
+            if number in self._asked:
+                return
+            _told.set()
         self._asked.append(number)
-        if self._waiting or len(self._asked) > 1:
+        if self._waiting or (len(self._asked) > 1 and number == signal.SIGINT):
             raise Preempted if number == signal.SIGTERM else KeyboardInterrupt
 
 
@@ -75,7 +87,7 @@ class Deferral:
 def deferred() -> Iterator[Deferral]:
     """Inside the block Ctrl-C and SIGTERM are noted, and whoever is inside asks for them.
 
-    A second one does not wait. One that nobody could ask about any more is raised when the block ends.
+    A second Ctrl-C does not wait. One that nobody could ask about any more is raised when the block ends.
     """
     deferral = Deferral()
     if threading.current_thread() is not threading.main_thread():  # no other hears signals

@@ -10,7 +10,7 @@ WORKDIR /discojax
 COPY pyproject.toml README.md LICENSE ./
 COPY discojax ./discojax
 COPY configs ./configs
-RUN pip install --no-cache-dir --editable '.[cuda,hub]'
+RUN pip install --no-cache-dir --editable '.[cuda,hub,gcs,s3]'
 
 ENTRYPOINT ["python", "-m", "discojax.launch"]
 CMD ["--help"]

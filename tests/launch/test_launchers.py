@@ -19,6 +19,7 @@ import yaml
 
 from discojax.command_line import read
 from discojax.config import load
+from discojax.errors import HostError, UserError
 from discojax.launch import _COMMANDS
 from discojax.population.topology import find_topology
 
@@ -48,7 +49,15 @@ SKYPILOT = {
             "properties": {
                 "accelerators": {"type": "string", "pattern": r"^[\w-]+(:\d+)?$"},
                 "use_spot": {"type": "boolean"},
-                "job_recovery": {"enum": ["EAGER_NEXT_REGION", "FAILOVER"]},
+                "job_recovery": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "strategy": {"enum": ["EAGER_NEXT_REGION", "FAILOVER"]},
+                        "max_restarts_on_errors": {"type": "integer", "minimum": 0},
+                        "recover_on_exit_codes": {"type": "array", "items": {"type": "integer"}},
+                    },
+                },
             },
         },
     },
@@ -67,7 +76,7 @@ def dry_run(file: Path, folder: Path) -> str:
     """What a file prints, where nothing but bash is there to be run."""
     bash, head = shutil.which("bash"), shutil.which("head")
     bare = folder / "bin"
-    bare.mkdir(exist_ok=True)
+    bare.mkdir(parents=True, exist_ok=True)
     (bare / "head").symlink_to(head)
     environment = {"PATH": str(bare), "DRY_RUN": "1"}
     program = [bash, str(file)]
@@ -127,7 +136,7 @@ def test_a_spec_has_the_fields_that_its_reader_knows(file):
 def test_a_dry_run_prints_commands_that_discojax_takes(file, tmp_path):
     commands = discojax_commands(dry_run(file, tmp_path))
     kinds = [words[0] for words in commands]
-    assert kinds.count("discover") == 2, "one that goes on, and one that begins"
+    assert kinds.count("discover") == 1, "one that goes on, or begins"
     for words in commands:
         command, options = read(words, _COMMANDS)
         config = load(options.config, options.overrides)
@@ -137,12 +146,32 @@ def test_a_dry_run_prints_commands_that_discojax_takes(file, tmp_path):
         else:
             assert command.devices, "it is started on every host"
             assert config.run.name == "discojax" and config.population.lanes > 1
-    resumed = [read(words, _COMMANDS)[1].resume for words in commands if words[0] == "discover"]
-    assert resumed == ["", None]
+            assert options.resume_or_start and options.resume is None
+
+
+def test_a_job_is_started_again_after_the_codes_that_ask_for_it(tmp_path):
+    """SkyPilot and xpk take 0 for the end of a run, and start again after codes that they are told of."""
+    recovery = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())["resources"]["job_recovery"]
+    by_xpk = {42, *range(127, 256)}  # as `xpk workload create --help` says of --restart-on-exit-codes
+    for file, codes in (("skypilot.yaml", recovery["recover_on_exit_codes"]), ("gke_xpk.sh", by_xpk)):
+        (words,) = (
+            w for w in discojax_commands(dry_run(FOLDER / file, tmp_path / file)) if w[0] == "discover"
+        )
+        _, options = read(words, _COMMANDS)
+        assert int(options.preemption_code) in codes and HostError.code in codes
+        assert UserError.code not in codes, "a mistake stays one"
+
+
+def test_nothing_stands_between_a_pod_and_the_run(tmp_path):
+    """A shell that waits for its command does not hand SIGTERM on: xpk's and SkyPilot's run one command."""
+    printed = dry_run(FOLDER / "gke_xpk.sh", tmp_path)
+    (command,) = re.findall(r"--command=(.*)$", printed, re.MULTILINE)
+    assert not set("|&;{}") & set(command)
+    assert 'exec "${command[@]}"' in yaml.safe_load((FOLDER / "skypilot.yaml").read_text())["run"]
 
 
 def test_hosts_that_do_not_find_one_another_are_told_where_the_first_is(tmp_path):
-    (words, _) = discojax_commands(dry_run(FOLDER / "skypilot.yaml", tmp_path))
+    (words,) = discojax_commands(dry_run(FOLDER / "skypilot.yaml", tmp_path))
     _, options = read(words, _COMMANDS)
     assert (options.coordinator, options.processes, options.process) == ("10.0.0.2:8476", "2", "1")
 
@@ -160,16 +189,12 @@ def test_settings_are_environment_variables(tmp_path, monkeypatch):
         assert "population.lanes=96" in words and "run.directory=gs://mine/runs" in words
 
 
-@pytest.mark.parametrize(
-    ("resumed", "begun", "code"), [("0", None, 0), ("2", "0", 0), ("1", None, 1), ("2", "1", 1)]
-)
-def test_a_run_goes_on_where_there_is_one_and_begins_where_there_is_none(resumed, begun, code, tmp_path):
-    """The real script, on a machine whose Python answers as it is told to."""
+@pytest.mark.parametrize("code", [0, 1, 2, 42])
+def test_a_run_is_started_once_and_its_exit_code_is_the_scripts(code, tmp_path):
+    """The real script, on a machine whose Python answers as it is told to: 2 begins nothing anew."""
     tools = tmp_path / ".venv" / "bin"
     tools.mkdir(parents=True)
-    answer = (
-        f'#!/bin/sh\necho "$@" >>calls\ncase "$*" in *--resume) exit {resumed};; esac\nexit {begun or 9}\n'
-    )
+    answer = f'#!/bin/sh\necho "$@" >>calls\nexit {code}\n'
     for name, text in {"python": answer, "pip": "#!/bin/sh\n", "python3": "#!/bin/sh\n"}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
@@ -179,7 +204,7 @@ def test_a_run_goes_on_where_there_is_one_and_begins_where_there_is_none(resumed
     )  # fmt: skip
     calls = (tmp_path / "calls").read_text().splitlines()
     assert done.returncode == code, done.stderr
-    assert [call.endswith("--resume") for call in calls] == [True, False][: 1 if begun is None else 2]
+    assert len(calls) == 1 and "--resume-or-start" in calls[0]
 
 
 @pytest.mark.parametrize("file", EVERY, ids=lambda file: file.name)

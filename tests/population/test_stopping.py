@@ -154,6 +154,25 @@ def test_a_second_one_does_not_wait_and_a_late_one_is_not_lost():
     assert type(done[1]) is Preempted
 
 
+def test_sigterm_is_told_once_though_every_host_is(station, jobs, tmp_path):
+    """Where a whole slice is taken back the leader is told itself, and by those that were told too."""
+    saved = []
+    kept = replace(station, checkpoints=Checkpoints(str(tmp_path), interval=0))
+
+    def stop(progress):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with heeded():
+        with pytest.raises(Preempted):
+            finish(kept, jobs, {}, stop)
+        os.kill(os.getpid(), signal.SIGTERM)  # while what is kept is put into a bucket, say
+        saved.append([path.name for path in tmp_path.iterdir()])
+    assert saved == [["0"]]
+    with pytest.raises(Preempted):
+        ask(heeded, signal.SIGTERM)
+
+
 def test_another_thread_hears_no_signals_and_trains_all_the_same(station, jobs, whole):
     found = []
     thread = threading.Thread(target=lambda: found.extend(train(station, iter(list(jobs.items())[:1]))))

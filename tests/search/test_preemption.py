@@ -107,6 +107,19 @@ def test_the_identity_of_a_run_does_not_depend_on_how_often_it_is_kept(tmp_path)
     archives.close(open_run(again, resume=True))
 
 
+def test_a_run_that_is_stopped_before_its_archive_is_there_can_go_on(tmp_path, monkeypatch):
+    from discojax.search import archive as archives
+    from discojax.search.opening import open_run
+
+    config = load("quickstart", [f"run.directory={tmp_path}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "open_archive", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            open_run(config, resume=False)
+    assert load(config.run.path / "config.yaml").run == config.run
+    archives.close(open_run(load(config.run.path / "config.yaml"), resume=True))
+
+
 def start(root, folder, seconds, *more):
     log = (folder / "log.txt").open("a")
     resumed = (folder / "small" / "config.yaml").exists()
