@@ -65,8 +65,11 @@ def open_run(config: Config, resume: bool, command: str = "discover") -> Archive
         raise UserError(
             f"{folder} already holds a run: go on with it by --resume {folder}, or choose run.name=ANOTHER."
         )
+    fresh = not (folder / "archive.sqlite").exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if fresh:  # before the archive: wherever it is stopped, what there is of it can go on
+            cache.write_bytes(folder / "config.yaml", dump(config).encode())
     except OSError as error:
         raise UserError(
             f"The run's folder {folder} cannot be made ({error.strerror}): "
@@ -89,7 +92,8 @@ def open_run(config: Config, resume: bool, command: str = "discover") -> Archive
         archives.close(archive)
         raise UserError(f"{folder} is a run of {began}: go on with it by `{going_on(began, folder)}`.")
     archives.set_meta(archive, "command", command)
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    if not fresh:
+        cache.write_bytes(folder / "config.yaml", dump(config).encode())
     if resume:
         archives.add_event(archive, "resumed")
     return archive
