@@ -47,7 +47,10 @@ _DATED = (
 
 
 class TemplateError(Exception):
-    """A row that the chat template refuses, or that spells out one of its tokens; to be left out."""
+    """A row that the chat template refuses, or that has a token which it or the policy must not see.
+
+    It is to be left out.
+    """
 
 
 class Tokens(NamedTuple):
@@ -100,16 +103,19 @@ def format_prompt(tokenizer: TextTokenizer, prompt: Prompt, style: Style) -> str
 
 
 def encode_prompt(tokenizer: TextTokenizer, prompt: Prompt, style: Style) -> list[int]:
-    """The ids that a policy is given for a prompt, with the token that begins a sequence, if any, once."""
-    ids = tokenizer.encode(format_prompt(tokenizer, prompt, style), markup=style == "chat")
-    return _begun(tokenizer, ids, style)
+    """The ids that a policy is given for a prompt, with the token that begins a sequence, if any, once.
+
+    Raises:
+      TemplateError: the template refuses these messages, or the policy has no row for a token.
+    """
+    return _with_rows(tokenizer, _prompt_ids(tokenizer, prompt, style))
 
 
 def encode_preference(tokenizer: TextTokenizer, preference: Preference, style: Style) -> Tokens:
     """A preference in tokens; the prompt is exactly `encode_prompt`'s.
 
     Raises:
-      TemplateError: the template refuses these messages.
+      TemplateError: the template refuses these messages, or the policy has no row for a token.
     """
     markup = style == "chat"
     text = format_prompt(tokenizer, preference.prompt, style)
@@ -118,9 +124,9 @@ def encode_preference(tokenizer: TextTokenizer, preference: Preference, style: S
         reply = _reply(tokenizer, preference.prompt, text, completion) if markup else completion
         sides.append(tokenize_pair(tokenizer, text, reply, markup=markup))
     return Tokens(
-        _begun(tokenizer, sides[0].prompt_ids, style),
-        sides[0].completion_ids,
-        sides[1].completion_ids,
+        _with_rows(tokenizer, _begun(tokenizer, sides[0].prompt_ids, style)),
+        _with_rows(tokenizer, sides[0].completion_ids),
+        _with_rows(tokenizer, sides[1].completion_ids),
         sum(side.merged for side in sides),
     )
 
@@ -143,6 +149,17 @@ def end_of_completion(tokenizer: TextTokenizer, style: Style) -> int:
     after = _render(tokenizer, turns).rpartition(_REPLY)[2]
     ids = tokenizer.encode(after, markup=True)
     return next((i for i in ids if i in tokenizer.special_ids), tokenizer.eos_id)
+
+
+def _prompt_ids(tokenizer: TextTokenizer, prompt: Prompt, style: Style) -> list[int]:
+    ids = tokenizer.encode(format_prompt(tokenizer, prompt, style), markup=style == "chat")
+    return _begun(tokenizer, ids, style)
+
+
+def _with_rows(tokenizer: TextTokenizer, ids: list[int]) -> list[int]:
+    if token := tokenizer.without_row(ids):
+        raise TemplateError(f"the policy has no embedding of the token {token}")
+    return ids
 
 
 def _begun(tokenizer: TextTokenizer, ids: list[int], style: Style) -> list[int]:
@@ -172,7 +189,7 @@ def _reply(tokenizer: TextTokenizer, prompt: Prompt, formatted: str, completion:
 
 @functools.lru_cache(maxsize=16)
 def _template_ids(tokenizer: TextTokenizer) -> tuple[int, ...]:
-    return tuple(encode_prompt(tokenizer, "The question.", "chat"))
+    return tuple(_prompt_ids(tokenizer, "The question.", "chat"))
 
 
 def _render(tokenizer: TextTokenizer, messages: Sequence[Message], *, reply_follows: bool = False) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
 
 from discojax.data import cache
 from discojax.errors import UserError
+from discojax.policies.pretrained.vocabulary import of_text
 
 __all__ = ["TextTokenizer"]
 
@@ -32,6 +33,8 @@ class TextTokenizer:
         vocabulary has one.
       special_tokens: the texts that a chat template knows by name, such as `bos_token`.
       chat_template: in Jinja, None for a policy that knows no chat.
+      rows: of the embedding that its ids are looked up in, None where that is not known. A special token
+        may have none, and what it is in is not for that policy; see `for_embedding`.
     """
 
     name: str
@@ -41,6 +44,7 @@ class TextTokenizer:
     bos_id: int | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         self.tokenizer.encode_special_tokens = True  # or a review that says "</s>" would end there
@@ -106,23 +110,31 @@ class TextTokenizer:
         added = self.tokenizer.get_added_tokens_decoder().values()
         return tuple(token.content for token in added if token.special)
 
-    def check_vocabulary(self, rows: int) -> None:
-        """Refuses a policy whose embedding is not this tokenizer's.
+    def without_row(self, ids: Iterable[int]) -> str | None:
+        """The first token of these that the policy's embedding has no row for."""
+        if self.rows is None:
+            return None
+        return next((self.tokenizer.id_to_token(i) for i in ids if i >= self.rows), None)
 
-        An embedding may have spare rows, up to a tenth: they are often rounded up.
+    def for_embedding(self, rows: int) -> TextTokenizer:
+        """The tokenizer for a policy whose embedding has so many rows.
+
+        An embedding may have spare rows, up to a tenth: they are often rounded up. It may lack those of
+        special tokens that text is not made of.
 
         Args:
           rows: of the policy's embedding, `config.vocab_size`.
 
         Raises:
-          UserError: an id has no row, or the rows are far too many.
+          UserError: the embedding is not this tokenizer's: an id has no row, or the rows are far too many.
         """
-        if self.size > rows:
-            problem = f"its ids go up to {self.size - 1}"
+        ids = {*of_text(self.tokenizer).values(), self.bos_id or 0, self.eos_id, self.pad_id}
+        if max(ids) >= rows:
+            problem = f"its ids go up to {max(ids)}"
         elif rows > 1.1 * self.size + 512:
             problem = f"it has no more than {self.size} ids"
         else:
-            return
+            return replace(self, rows=rows)
         raise UserError(
             f"The tokenizer {self.name} does not belong to this policy: {problem}, and the policy's "
             f"embedding has {rows} rows. Give the tokenizer that the policy was trained with."

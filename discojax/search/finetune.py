@@ -125,7 +125,7 @@ def finetune(config: Config) -> Tuned:
         _start(config, screen)
         bench = workbench.load(settings, config.run.seed)
         loaded = bench.loaded.policy.config
-        tokenizer.check_vocabulary(loaded.vocab_size)
+        tokenizer = tokenizer.for_embedding(loaded.vocab_size)
         account = sources.Account()
         prepared = _prepare(settings, tokenizer, account, loaded.max_length)
         training, held_out = prepared.split(settings.held_out)

@@ -105,7 +105,7 @@ def pretrained_base(
     loaded = pretrained.load(source, dtype=dtype, sharding=place, scan=True, remat=settings.remat)
     if not isinstance(loaded.policy, Decoder):
         raise UserError(f"{settings.source} is a reward model, not a language model that can be trained.")
-    tokenizer.check_vocabulary(loaded.policy.config.vocab_size)
+    tokenizer = tokenizer.for_embedding(loaded.policy.config.vocab_size)
     graph, params = nnx.split(loaded.policy)
     # One after another: the host need not hold the weights twice.
     identity = cache.content_hash([cache.content_hash(np.asarray(x)) for x in jax.tree.leaves(params)])

@@ -3,12 +3,15 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from discojax.data import gguf_tokenizer, hub_tokenizers
+from discojax.data import gguf_tokenizer, hub_tokenizers, preferences, sources
 from discojax.data import tokenizer as byte_bpe
+from discojax.data.sources import Message, Preference
 from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
 
@@ -202,11 +205,53 @@ def test_ours(tokenizer_of, tmp_path):
 
 
 def test_a_tokenizer_of_another_policy_is_refused(tokenizer_of):
-    tokenizer_of("gpt2").check_vocabulary(50304)  # rounded up, as often
+    tokenizer_of("gpt2").for_embedding(50304)  # rounded up, as often
     with pytest.raises(UserError, match=r"gpt2 does not belong.* up to 50256.* 49152 rows"):
-        tokenizer_of("gpt2").check_vocabulary(49152)
+        tokenizer_of("gpt2").for_embedding(49152)
     with pytest.raises(UserError, match=r"no more than 600 ids.*49152 rows"):
-        tokenizer_of("ours").check_vocabulary(49152)
+        tokenizer_of("ours").for_embedding(49152)
+
+
+def with_image_token(tokenizer):
+    """As Gemma 3 has it: one special token more than the embedding of its text has rows."""
+    made = Tokenizer.from_str(tokenizer.tokenizer.to_str())
+    made.add_special_tokens(["<image_soft_token>"])
+    template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'system' %}<image_soft_token>{% endif %}"
+    )
+    return replace(tokenizer, tokenizer=made, chat_template=template + "</s>{% endfor %}")
+
+
+def test_a_special_token_that_no_text_has_needs_no_row(tokenizer_of):
+    plain = tokenizer_of("unigram")
+    made = with_image_token(plain)
+    assert made.size == plain.size + 1
+    fitted = made.for_embedding(plain.size)
+    assert fitted.sha256 == made.sha256 and fitted.rows == plain.size
+    assert max(fitted.encode("a film <image_soft_token>")) < plain.size
+    for broken in (replace(made, eos_id=plain.size), replace(made, pad_id=plain.size)):
+        with pytest.raises(UserError, match=rf"ids go up to {plain.size}, and .* {plain.size} rows"):
+            broken.for_embedding(plain.size)
+    made.tokenizer.add_tokens(["film"])  # which text has
+    with pytest.raises(UserError, match=rf"ids go up to {plain.size + 1}"):
+        made.for_embedding(plain.size)
+
+
+def test_rows_with_a_token_that_the_policy_lacks_are_left_out(tokenizer_of):
+    pytest.importorskip("transformers")
+    fitted = with_image_token(tokenizer_of("unigram")).for_embedding(tokenizer_of("unigram").size)
+    asked = Message("user", "the film")
+    rows = [
+        Preference((asked,), "fine", "dull"),
+        Preference((Message("system", "See:"), asked), "fine", "dull"),
+    ]
+    account = sources.Account()
+    made = preferences.prepare(
+        [(f"row {i}", row) for i, row in enumerate(rows)], fitted, preferences.Preparation(), account
+    )
+    assert made.pairs.chosen_ids.max() < fitted.rows and len(made.prompts) == 1
+    assert account.left_out == 1
+    assert "1 the policy has no embedding of the token <image_soft_token>; first row 1" in str(account)
 
 
 def test_what_cannot_be_read_is_a_sentence(tokenizer_of, tmp_path):

@@ -25,6 +25,7 @@ from discojax.policies.pretrained.correspondence import Leaf, correspondence, jo
 from discojax.policies.pretrained.gguf_file import open_gguf
 from discojax.policies.pretrained.locating import locate
 from discojax.policies.pretrained.safetensor_files import DTYPES, Spec, open_directory, read_json
+from discojax.policies.pretrained.vocabulary import of_text
 
 __all__ = ["Pretrained", "Shardings", "load"]
 
@@ -197,17 +198,19 @@ def _match(found: Architecture, leaves: list[Leaf], specs: Mapping[str, Spec], w
 
 
 def _check_tokenizer(directory: Path, config: DecoderConfig | EncoderConfig) -> None:
-    """Refuses a tokenizer with ids beyond the embedding: looked up there, they give NaN."""
+    """Refuses a tokenizer that writes text in ids beyond the embedding: looked up there, they give NaN."""
     file = directory / "tokenizer.json"
     if not file.is_file():
         return
     try:
-        vocabulary = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+        made = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(f"{file} is not a tokenizer that can be read: {error}.") from error
-    token = max(vocabulary, key=vocabulary.__getitem__, default=None)
-    if token is not None and vocabulary[token] >= config.vocab_size:
+    # To a classifier a text that spells out a special token is that token.
+    ids = of_text(made) if isinstance(config, DecoderConfig) else made.get_vocab(with_added_tokens=True)
+    token = max(ids, key=ids.__getitem__, default=None)
+    if token is not None and ids[token] >= config.vocab_size:
         raise UserError(
             f"The tokenizer {file} does not match the embedding: its token {token!r} has the id "
-            f"{vocabulary[token]}, and the embedding has {config.vocab_size} rows."
+            f"{ids[token]}, and the embedding has {config.vocab_size} rows."
         )

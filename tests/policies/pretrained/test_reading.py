@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 from discojax.errors import UserError
 from discojax.policies import pretrained
@@ -213,4 +213,19 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_is_told(write, llama_te
         str(directory / "tokenizer.json")
     )
     with pytest.raises(UserError, match="its token 'w30' has the id 30, and the embedding has 30 rows"):
+        pretrained.load(directory)
+
+
+def test_a_special_token_beyond_the_embedding_is_told_where_text_has_it(write, llama_tensors):
+    """Gemma 3's of text has one for images, which its embedding has no row for."""
+    directory = write(llama_tensors)
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(30)}, unk_token="w0"))
+    made.add_special_tokens(["<image_soft_token>"])
+    made.save(str(directory / "tokenizer.json"))
+    pretrained.load(directory)
+    made.post_processor = processors.TemplateProcessing(
+        single="<image_soft_token> $A", special_tokens=[("<image_soft_token>", 30)]
+    )
+    made.save(str(directory / "tokenizer.json"))
+    with pytest.raises(UserError, match="its token '<image_soft_token>' has the id 30, and .* 30 rows"):
         pretrained.load(directory)
