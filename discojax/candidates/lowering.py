@@ -22,17 +22,19 @@ def interpret(graph: Node, inputs: Mapping[str, Array]) -> Float[Array, " batch"
 
     Args:
       graph: the program.
-      inputs: float32 arrays by argument name: `[batch]`, or for `beta` and `progress` `[]`.
+      inputs: float32 arrays by argument name: `[batch]`, or for `beta` and `progress` `[]`; float64 ones
+        where JAX has them.
 
     Returns:
-      the loss of each pair, `[batch]` float32.
+      the loss of each pair, `[batch]`, of the inputs' dtype.
     """
     values: dict[Node, Array] = {}
+    dtype = jnp.result_type(jnp.float32, *inputs.values())
     for node in nodes(graph):
         if isinstance(node, Argument):
             values[node] = inputs[node.name]
         elif isinstance(node, Constant):
-            values[node] = jnp.float32(node.value)
+            values[node] = jnp.asarray(node.value, dtype)
         else:
             values[node] = OPERATORS[node.operator].function(*(values[operand] for operand in node.operands))
     batch = jnp.broadcast_shapes(*(jnp.shape(value) for value in inputs.values()))

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from discojax.search.opening import given
 pytestmark = [pytest.mark.parity, pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 STEPS, BATCH, BETA, RATE, DECAY, LENGTH = 10, 8, 0.3, 1e-3, 0.05, 64
+MEASURED = ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected")
 EVERYTHING = """
 def loss(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta,
          chosen_lengths, rejected_lengths, progress):
@@ -79,21 +81,26 @@ def ours(home: Path, folder: Path, objective: str) -> tuple[Path, list[float]]:
     return tuned.policy, [row["loss"] for row in rows if row["kind"] == "step"]
 
 
-def theirs(home: Path, folder: Path, objective: str) -> tuple[dict[str, np.ndarray], list[float]]:
-    """What TRL's own loop makes of it with the exported trainer: weights, and the losses of its steps."""
+def exported(folder: Path, objective: str) -> type:
+    """The trainer in the file that `export --to trl` writes."""
+    (folder / "exported.py").write_text(export(given(objective).program, "trl"))
+    spec = importlib.util.spec_from_file_location("exported", folder / "exported.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (trainer,) = (x for name, x in vars(module).items() if name.endswith("Trainer") and name != "DPOTrainer")
+    return trainer
+
+
+def theirs(home: Path, folder: Path, base: type, peft_config=None, **settings) -> tuple[Any, list[float]]:
+    """What TRL's own loop makes of it with a trainer: that, when it has trained, and its steps' losses."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig
 
-    (folder / "exported.py").write_text(export(given(objective).program, "trl"))
-    spec = importlib.util.spec_from_file_location("exported", folder / "exported.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    exported = getattr(module, f"{Path(objective).stem.title()}Trainer")
     losses: list[float] = []
 
-    class Watched(exported):
+    class Watched(base):
         def compute_loss(self, *arguments, **options):
             loss = super().compute_loss(*arguments, **options)
             losses.append(loss.item())
@@ -109,20 +116,22 @@ def theirs(home: Path, folder: Path, objective: str) -> tuple[dict[str, np.ndarr
         learning_rate=RATE, max_length=LENGTH, weight_decay=DECAY, max_grad_norm=1.0, adam_epsilon=1e-8,
         lr_scheduler_type="constant", warmup_steps=0, train_sampling_strategy="sequential", bf16=False,
         use_cpu=True, activation_checkpointing=False, report_to=[], save_strategy="no", logging_strategy="no",
-        disable_tqdm=True,
+        disable_tqdm=True, per_device_eval_batch_size=BATCH, **settings,
     )  # fmt: skip
+    torch.manual_seed(0)  # of adapters
     trainer = Watched(
         model=AutoModelForCausalLM.from_pretrained(home / "gpt2", dtype=torch.float32),
         args=arguments,
         train_dataset=Dataset.from_list([rows[i] for batch in order for i in batch]),
+        eval_dataset=Dataset.from_list(rows[:20]),
         processing_class=AutoTokenizer.from_pretrained(home / "gpt2"),
+        peft_config=peft_config,
     )
     trainer.train()
-    weights = {name: x.detach().numpy() for name, x in trainer.model.state_dict().items()}
-    return weights, losses
+    return trainer, losses
 
 
-@pytest.mark.parametrize("objective", ["dpo", "discopop", "everything.py"])
+@pytest.mark.parametrize("objective", ["dpo", "discopop", "loss.py"])
 def test_ten_steps_of_trl_are_ten_of_ours(objective, home, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM
@@ -131,7 +140,8 @@ def test_ten_steps_of_trl_are_ten_of_ours(objective, home, tmp_path):
         objective = str(tmp_path / objective)
         Path(objective).write_text(EVERYTHING)
     directory, losses = ours(home, tmp_path, objective)
-    weights, expected = theirs(home, tmp_path, objective)
+    trainer, expected = theirs(home, tmp_path, exported(tmp_path, objective))
+    weights = {name: x.detach().numpy() for name, x in trainer.model.state_dict().items()}
     assert len(losses) == len(expected) == STEPS
     assert losses[-1] < losses[0] - 0.02, "it has learned something"
     np.testing.assert_allclose(losses, expected, atol=1e-4, rtol=0)
@@ -139,3 +149,23 @@ def test_ten_steps_of_trl_are_ten_of_ours(objective, home, tmp_path):
     assert trained.keys() == weights.keys()
     for name, weight in weights.items():
         np.testing.assert_allclose(trained[name].numpy(), weight, atol=2e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["whole", "precomputed", "adapter"])
+def test_dpo_is_trl_s_own_however_the_reference_is_had(kind, home, tmp_path):
+    """Losses of the steps, and what an evaluation says, are those of TRL's DPO loss."""
+    from peft import LoraConfig
+    from trl import DPOTrainer
+
+    options = {
+        "whole": {},
+        "precomputed": {"precompute_ref_log_probs": True},
+        "adapter": {"peft_config": LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM")},
+    }[kind]
+    found, expected = [], []
+    for base, into in ((exported(tmp_path, "dpo"), found), (DPOTrainer, expected)):
+        trainer, losses = theirs(home, tmp_path, base, **options)
+        measured = trainer.evaluate()
+        into += [*losses, *(measured[f"eval_{name}"] for name in ("loss", *MEASURED))]
+    assert expected[STEPS - 1] < expected[0] - 0.01, "it has learned something"
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)

@@ -218,10 +218,10 @@ def test_a_run_writes_its_own_report_now_and_then(tmp_path, monkeypatch):
     write = page.write
     monkeypatch.setattr(page, "write", lambda *a, **k: (write(*a, **k), written.set()))
     file, said = config.run.path / "report.html", []
-    with page.following(config, say=said.append):
-        with archives.open_archive(config.run.path / "archive.sqlite", "of a test"):
-            assert written.wait(600)
-            assert 'data-state="running"' in file.read_text() and not said
+    archive = config.run.path / "archive.sqlite"
+    with page.following(config, say=said.append), archives.open_archive(archive, "of a test"):
+        assert written.wait(600)
+        assert 'data-state="running"' in file.read_text() and not said
     assert said == [f"report: {file}"] and 'data-state="stopped"' in file.read_text()
 
 
