@@ -205,8 +205,9 @@ class Finetune:
     `policy` and `data` are a directory or file, or an id on the hub; of `split` at most `pairs` are read
     (0 is all), and the share `held_out` of their prompts is not trained on. A null `learning_rate` is
     5e-7, as in the DiscoPOP paper, or for adapters 5e-6, as TRL's DPO script has it. `steps` replaces
-    `epochs`. A device takes `micro_batch` pairs at a time; there are `data_devices` copies of the policy,
-    each divided over `model_devices` (0: all that are left). What is saved is the whole policy, or adapters.
+    `epochs`. A device takes up to `micro_batch` pairs at a time; there are `data_devices` copies of the
+    policy, each divided over `model_devices` (0: all that are left), and all devices share a batch equally.
+    What is saved is the whole policy, or adapters.
     """
 
     policy: str = ""
@@ -240,8 +241,9 @@ class Finetune:
     def __post_init__(self) -> None:
         if self.save == "adapters" and not self.lora.rank:
             raise UserError("finetune.save=adapters needs adapters: set finetune.lora.rank, such as 16.")
-        if self.batch % (self.micro_batch * self.data_devices):
-            factors = f"finetune.micro_batch ({self.micro_batch}) times data_devices ({self.data_devices})"
+        model = self.model_devices or 1
+        if self.batch % (self.data_devices * model):
+            factors = f"finetune.data_devices ({self.data_devices}) times model_devices ({model})"
             raise UserError(f"finetune.batch ({self.batch}) must be a multiple of {factors}.")
 
 

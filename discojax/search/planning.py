@@ -96,16 +96,16 @@ def _finetune(config: Config, devices: int) -> tuple[Work, Sizes]:
     lora = settings.lora
     length = min(settings.max_length, policy.max_length)
     tokens = min(settings.completion_tokens, length - 1)
+    model = settings.model_devices or max(devices // settings.data_devices, 1)
     work = Work(
         policy,
         LoraConfig(lora.rank, lora.alpha, lora.targets) if lora.rank else None,
-        finetune_step(settings),
+        finetune_step(settings, settings.data_devices * model),
         1,
         length - tokens,
         tokens,
         settings.pairs or _UNKNOWN_PAIRS,
     )
-    model = settings.model_devices or max(devices // settings.data_devices, 1)
     return work, (1, settings.data_devices, model)
 
 

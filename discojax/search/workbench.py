@@ -39,7 +39,7 @@ from discojax.population.operations import Operation, Station, perform
 from discojax.population.placement import fetch, shardings
 from discojax.population.step import cast
 from discojax.search.instruments import reached
-from discojax.search.steps import finetune_step
+from discojax.search.steps import finetune_step, micro_batch
 
 __all__ = ["Bench", "Order", "digests", "follow", "load", "logps", "make_one_mesh", "prepare", "write"]
 
@@ -99,7 +99,7 @@ def make_one_mesh(settings: Finetune) -> Mesh:
     """The mesh of one policy over the devices of all processes.
 
     Raises:
-      UserError: the settings do not multiply to these.
+      UserError: the settings do not multiply to these, or have no equal share of a batch for each.
     """
     devices = jax.device_count()
     model = settings.model_devices or max(devices // settings.data_devices, 1)
@@ -108,6 +108,7 @@ def make_one_mesh(settings: Finetune) -> Mesh:
             f"finetune.data_devices ({settings.data_devices}) times finetune.model_devices ({model}) is not "
             f"the {devices} devices that there are."
         )
+    micro_batch(settings, devices)
     return make_mesh(1, settings.data_devices, model)
 
 
@@ -160,7 +161,7 @@ def logps(
     with hosts.guarded():
         return reference.pair_logps(
             pairs, graph, *states, tokens=tokens, dtype=bench.settings.dtype,
-            rows=2 * bench.settings.micro_batch * bench.settings.data_devices, progress=progress,
+            rows=2 * micro_batch(bench.settings, bench.mesh.size) * bench.mesh.shape["model"], progress=progress,
         )  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def prepare(bench: Bench, pairs: Pairs, tokens: int, checkpoints: Checkpoints | 
         hosts.tell(_Prepare(_given(pairs), tokens, kept, identity))
     graph, params, frozen = partition(_adapted(bench, bench.loaded.policy))
     programs = make_programs(
-        graph, params, finetune_step(bench.settings), lanes=1, tokens=tokens,
+        graph, params, finetune_step(bench.settings, bench.mesh.size), lanes=1, tokens=tokens,
         prompts=int(pairs.prompt_length.max()), mesh=bench.mesh, frozen=frozen,
     )  # fmt: skip
     with _own_words():

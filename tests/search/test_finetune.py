@@ -211,8 +211,8 @@ def test_mistakes_are_sentences_before_any_work(home, tmp_path):
         finetune.chosen(Config(), "x", "y", ("dpo", "ipo"))
     with pytest.raises(UserError, match=r"finetune.lora.rank"):
         settings(home, tmp_path, save="adapters", lora={"rank": 0})
-    with pytest.raises(UserError, match="multiple of finetune.micro_batch"):
-        settings(home, tmp_path, batch=10)
+    with pytest.raises(UserError, match="multiple of finetune.data_devices"):
+        settings(home, tmp_path, batch=10, data_devices=4)
 
 
 def test_a_policy_that_does_not_fit_is_told_in_settings_of_this_command(home, tmp_path, monkeypatch):

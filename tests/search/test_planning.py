@@ -38,7 +38,7 @@ def test_adapters_over_a_pretrained_base_are_planned_without_its_weights():
 def test_a_policy_that_is_fine_tuned_is_planned_as_one_lane_over_all_chips():
     config = load(None, ["finetune.policy=google/gemma-7b", "finetune.data_devices=2"])
     work, sizes = work_of(config, 16)
-    assert sizes == (1, 2, 8) and work.lanes == 1 and work.step.accumulate == 128 // (4 * 2)
+    assert sizes == (1, 2, 8) and work.lanes == 1 and work.step.accumulate == 128 // (4 * 16)
     assert (work.prompts, work.tokens) == (512, 512)
 
 
