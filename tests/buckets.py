@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 
 import pytest
+from ports import free_port
 
 BUCKET = "discojax-test"
 
@@ -35,9 +35,7 @@ def gs() -> Iterator[str]:
     """A bucket on a server of Google's protocol, for gcsfs and for TensorStore."""
     emulator = pytest.importorskip("gcp_storage_emulator.server")
     pytest.importorskip("gcsfs")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
     url = f"http://127.0.0.1:{port}"
     token = {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "none", "GOOGLE_CLOUD_PROJECT": "test"}

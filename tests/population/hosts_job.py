@@ -1,6 +1,6 @@
 """One process of a job on this machine, which does what a scenario says.
 
-python hosts_job.py SCENARIO --coordinator HOST:PORT --processes N --process I
+python hosts_job.py SCENARIO [--coordinator HOST:PORT --processes N --process I]
 """
 
 from __future__ import annotations
@@ -51,15 +51,33 @@ def devices_work(tree: Any) -> None:
     assert back["text"] == "as it was" and type(back["whole"]) is np.ndarray
 
 
+def see() -> None:
+    """Says which process it is of how many, with how many devices, and which GPUs it would take."""
+    import jax
+    from jax._src import xla_bridge
+
+    visible = xla_bridge.CUDA_VISIBLE_DEVICES.value
+    print(jax.process_index(), jax.process_count(), jax.local_device_count(), visible)
+
+
 def main() -> int:
     from discojax.errors import UserError
     from discojax.population import hosts
     from discojax.population.joining import join
+    from discojax.population.stopping import Preempted, heeded
 
     scenario, place = sys.argv[1], sys.argv[3::2]
-    hosts._SILENCE = 4.0
-    process = join(*place)
+    if scenario == "die":
+        hosts._SILENCE = 4.0  # in the others nobody is lost, however slow the machine
+    try:
+        with heeded():
+            process = join(*place)
+    except Preempted:
+        print("told to end")
+        return 0
     assert not hosts.alone()
+    if scenario == "see":
+        see()
     if process:
         return hosts.follow(act)
     try:
@@ -100,6 +118,8 @@ def lead(hosts: Any, scenario: str) -> None:
             time.sleep(60)
         finally:
             hosts.finish(0)
+    elif scenario == "see":
+        hosts.tell((scenario,))
     elif scenario == "leader dies":
         os.kill(os.getpid(), signal.SIGKILL)
     elif scenario == "hang":

@@ -3,7 +3,6 @@
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ports import free_port
 
 from discojax.population import make_engine
 from discojax.population.checkpoint import Checkpoints, Held, fingerprint
@@ -378,9 +378,7 @@ def test_lanes_that_two_processes_saved_are_restored_by_one(setting, job, tmp_pa
     given.write_bytes(
         pickle.dumps((setting.graph, setting.params, setting.pairs, setting.tokens, setting.config, jobs))
     )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
     environment = {**os.environ, "XLA_FLAGS": flags}
     together = [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from ports import free_port
 
 __all__ = ["Job", "start"]
 
@@ -33,12 +34,9 @@ def start(
     command: Sequence[str], processes: int, *, devices: int = 1, environment: Mapping[str, str] | None = None
 ) -> Job:
     """Starts Python with this command in so many processes, each of which has so many devices."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
     places: list[list[str]] = [[]]
     if processes > 1:
-        job = ["--coordinator", f"localhost:{port}", "--processes", str(processes)]
+        job = ["--coordinator", f"localhost:{free_port()}", "--processes", str(processes)]
         places = [[*job, "--process", str(i)] for i in range(processes)]
     flags = f"--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count={devices}"
     variables = {**os.environ, **(environment or {}), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import toy
 import toy_run
+from ports import free_port
 
 from discojax.config import load
 from discojax.errors import UserError
@@ -211,9 +211,7 @@ with logs.opened(config) as log:
 
 def test_of_several_processes_the_first_alone_writes(tmp_path):
     pytest.importorskip("tensorboardX")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        program = ONE_OF_TWO.format(port=free.getsockname()[1], folder=tmp_path)
+    program = ONE_OF_TWO.format(port=free_port(), folder=tmp_path)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen([sys.executable, "-c", program, str(i)], env=environment, stderr=subprocess.PIPE)
