@@ -250,7 +250,7 @@ def test_the_configs_have_the_papers_settings():
     assert imdb.policy.pretrained == "lvwerra/gpt2-imdb" and imdb.population.learning_rate == 5e-5
     assert imdb.evaluation.reward == "siebert/sentiment-roberta-large-english"
     assert imdb.search.betas == (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-    assert (imdb.task.completion_tokens, imdb.task.temperature, imdb.evaluation.prompts) == (60, 1.0, 1000)
+    assert (imdb.task.completion_tokens, imdb.task.temperature, imdb.evaluation.prompts) == (60, 1.0, 800)
     assert learning_rates(imdb) == (5e-5,) and learning_rates(tldr) == learning_rates(discovery) == (5e-7,)
     for config in (tldr, discovery):
         assert config.policy.pretrained == "HuggingFaceH4/zephyr-7b-gemma-sft-v0.1"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from discojax.errors import UserError, nearest
 
-__all__ = ["Broken", "Row", "read_rows"]
+__all__ = ["Broken", "Row", "provide", "read_rows"]
 
 SUFFIXES = (".jsonl", ".parquet", ".txt")
 _LONGEST = 1 << 26  # bytes of a line; a file without line breaks must not fill the memory
@@ -25,6 +25,13 @@ class Broken(NamedTuple):
 
 
 Row = Mapping[str, Any] | Broken
+
+_PROVIDED: dict[str, Callable[[], Path]] = {}
+
+
+def provide(name: str, folder: Callable[[], Path]) -> None:
+    """Makes `tfds:NAME` the data set in the folder that `folder` gives, which is called when it is read."""
+    _PROVIDED[name] = folder
 
 
 def read_rows(
@@ -138,9 +145,10 @@ def _hub(name: str, split: str) -> Iterator[tuple[str, Row]]:
 
 def _tfds(name: str, split: str) -> Iterator[tuple[str, Row]]:
     library = _library("tensorflow_datasets", f"The data set {name}", "tensorflow-datasets")
+    folder = str(_PROVIDED[name]()) if name in _PROVIDED else name
     try:
-        if Path(name).is_dir():
-            builder = library.builder_from_directory(name)
+        if Path(folder).is_dir():
+            builder = library.builder_from_directory(folder)
         else:
             builder = library.builder(name)
             builder.download_and_prepare(file_format="array_record")

@@ -24,7 +24,7 @@ def connect(
     thinking: int | str | None = None,
     patience: Patience | None = None,
     **options: Any,
-) -> Client:
+) -> Retrying:
     """A patient client of `model` on `server`; its SDK is imported here, nothing is sent yet.
 
     Args:

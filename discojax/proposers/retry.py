@@ -88,6 +88,11 @@ class Retrying:
         """The client's."""
         return self.client.options
 
+    @property
+    def base_url(self) -> str:
+        """The client's, "" for one that has none."""
+        return str(getattr(self.client, "base_url", ""))
+
     def generate(self, request: Request) -> Reply:
         """The answer to a request, sent again while that may help.
 
@@ -154,8 +159,8 @@ class Retrying:
     def _stopped(self) -> ClientError:
         return ClientError(
             f"{self.patience.give_up_after} requests to {self.name} ({self.model}) failed one after another, "
-            f"the last because: {self._last}. What was found is saved; `discover --resume` with the "
-            "run's folder goes on once the server answers again.",
+            f"the last because: {self._last}. What was found is saved; the same command "
+            "with `--resume` and the run's folder goes on once the server answers again.",
             "stopped",
         )
 

@@ -18,10 +18,10 @@ from rich.text import Text
 from discojax.data import cache
 from discojax.report import boards, leaderboard, plots
 from discojax.search.evaluate import Evaluated, Line
-from discojax.search.laboratory import SFT
 from discojax.search.records import plain
 from discojax.search.rungs import BASELINE
 from discojax.search.statistics import Estimate, interval
+from discojax.search.trials import SFT
 from discojax.search.winrate import WinRate, rate_interval
 
 __all__ = ["findings", "show"]
@@ -36,8 +36,7 @@ def show(
     console = console or Console()
     console.print()
     console.print(_frontiers(evaluated, kl_budget, confidence))
-    console.print(_behaviour(evaluated))
-    for table in _winners(evaluated.wins, confidence):
+    for table in (*_behaviour(evaluated, confidence), *_winners(evaluated.wins, confidence)):
         console.print(table)
     for sentence in findings(evaluated, confidence):
         console.print(f"- {sentence}", highlight=False)
@@ -45,12 +44,10 @@ def show(
         console.print(f"{what}: {file}", highlight=False, soft_wrap=True)
 
 
-def _table(
-    title: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 1
-) -> Table:
+def _table(title: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     table = Table(
         title=title or None, caption=caption, caption_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0),
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for i, heading in enumerate(headings):
         words = i == 0 or heading == "verdict"
@@ -109,39 +106,62 @@ def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> Tab
     return _table(f"{trial.task}, held out", caption, headings, rows)
 
 
-def _behaviour(evaluated: Evaluated) -> Table:
+def _behaviour(evaluated: Evaluated, confidence: float) -> list[Table]:
+    """What each did at its chosen beta, in two tables that a terminal has room for."""
     lines = _best(evaluated)
-    rows = []
-    for name in (SFT, *_ranked(evaluated)):
-        line, trained = lines[name], name != SFT
-        rows.append(
-            [
-                name,
-                f"{line.learning_rate:g}" if trained else "",
-                f"{line.beta:g}" if trained else "",
-                _number(line.reward, "{:.3f}"),
-                _number(line.kl, "{:.1f}"),
-                _number(line.reverse_kl, "{:.2f}"),
-                _number(line.length, "{:.1f}"),
-                "" if line.distinct1 is None else f"{line.distinct1:.2f}",
-                "" if line.distinct2 is None else f"{line.distinct2:.2f}",
-                _number(line.accuracy, "{:.3f}"),
-                _number(line.margin, "{:.2f}"),
-            ]
-        )
-    empty, every = (sum(getattr(x, what) for x in evaluated.lines) for what in ("empty", "completions"))
+    shown = [(name, lines[name]) for name in (SFT, *_ranked(evaluated))]
+    costs = [
+        [
+            name,
+            f"{line.learning_rate:g}" if name != SFT else "",
+            f"{line.beta:g}" if name != SFT else "",
+            _plus_minus(line.reward, confidence),
+            _plus_minus(line.kl, confidence, "{:.1f}"),
+            _plus_minus(line.reverse_kl, confidence, "{:.2f}"),
+        ]
+        for name, line in shown
+    ]
     caption = (
-        "At each objective's chosen learning rate and beta. KL: sequence KL(policy‖reference) over "
-        "completion tokens, nats; /tok: KL(reference‖policy) per completion token, the DiscoPOP paper's. "
-        "d-1, d-2: different words and pairs of words per word and pair. Accuracy and margin (beta times the "
-        f"log-ratio margin) are on held-out pairs. {empty} of all {every} completions are empty."
+        f"At each objective's chosen learning rate and beta; ± is the {100 * confidence:g} % interval. KL: "
+        "sequence KL(policy‖reference) over completion tokens, nats; /tok: KL(reference‖policy) per "
+        f"completion token, the DiscoPOP paper's. {_edges(evaluated)}"
     )
-    headings = ["objective", "rate", "β", "reward", "KL", "/tok", "len", "d-1", "d-2", "acc", "margin"]
+    headings = ["objective", "rate", "β", "reward", "KL", "/tok"]
+    texts = [
+        [
+            name,
+            _plus_minus(line.length, confidence, "{:.1f}"),
+            _plus_minus(line.distinct1, confidence, "{:.2f}"),
+            _plus_minus(line.distinct2, confidence, "{:.2f}"),
+            _plus_minus(line.accuracy, confidence),
+            _plus_minus(line.margin, confidence, "{:.2f}"),
+        ]
+        for name, line in shown
+    ]
+    empty, every = (sum(getattr(x, what) for x in evaluated.lines) for what in ("empty", "completions"))
+    said = (
+        "Len: completion tokens. d-1, d-2: different words and pairs of words per word and pair. Accuracy "
+        f"and margin (beta times the log-ratio margin) are on held-out pairs. {empty} of all {every} "
+        "completions are empty."
+    )
+    words = ["objective", "len", "d-1", "d-2", "acc", "margin"]
     if any(line.rouge_l is not None for line in lines.values()):
-        headings.append("RG-L")
-        caption += " RG-L: ROUGE-L F1 with the human's, a proxy of what is said."
-        rows = [[*row, _number(lines[row[0]].rouge_l, "{:.3f}")] for row in rows]
-    return _table("", caption, headings, rows, gap=0)
+        words.append("RG-L")
+        said += " RG-L: ROUGE-L F1 with the human's, a proxy of what is said."
+        texts = [[*row, _plus_minus(lines[row[0]].rouge_l, confidence)] for row in texts]
+    return [_table("", caption, headings, costs), _table("", said, words, texts)]
+
+
+def _edges(evaluated: Evaluated) -> str:
+    """How many objectives were tuned to an end of what was tried, beyond which they might do better."""
+    grids = (("rate", evaluated.rates), ("beta", evaluated.trial.betas))
+    said = [
+        f"{sum(choice[of] in (min(grid), max(grid)) for choice in evaluated.chosen.values())} chose the "
+        f"lowest or highest {what} of {len(grid)}"
+        for of, (what, grid) in enumerate(grids)
+        if len(grid) > 1
+    ]
+    return f"Of {len(evaluated.chosen)} objectives {' and '.join(said)}." if said else "Nothing was tuned."
 
 
 def _winners(wins: Sequence[WinRate], confidence: float) -> list[Table]:
@@ -288,10 +308,6 @@ def _share(rate: Estimate | None, confidence: float) -> str:
     return f"{rate.value:.3f} ± {max(high - rate.value, rate.value - low):.3f}"
 
 
-def _number(estimate: Estimate | None, form: str) -> str:
-    return "" if estimate is None else form.format(estimate.value)
-
-
 def _write(evaluated: Evaluated, kl_budget: float, confidence: float) -> dict[str, Path]:
     folder, trial = evaluated.folder, evaluated.trial
     files = {
@@ -332,6 +348,7 @@ def _write(evaluated: Evaluated, kl_budget: float, confidence: float) -> dict[st
             {
                 "trial": asdict(trial),
                 "chosen": {name: choice._asdict() for name, choice in evaluated.chosen.items()},
+                "rates": list(evaluated.rates),
                 "comparisons": {name: asdict(c) for name, c in evaluated.comparisons.items()},
                 "gains": dict(evaluated.gains),
                 "tuned": {name: asdict(tuned) for name, tuned in evaluated.tuned.items()},

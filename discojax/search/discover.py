@@ -20,16 +20,26 @@ from discojax.errors import UserError
 from discojax.proposers.budget import Spent
 from discojax.search import archive as archives
 from discojax.search import finals, logs, proposals, storage
-from discojax.search.arms import SEARCH, make_arms
+from discojax.search.arms import make_arms
 from discojax.search.brackets import search
 from discojax.search.display import display
-from discojax.search.finals import Control
-from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
+from discojax.search.laboratory import measure
 from discojax.search.ledger import RunLedger
 from discojax.search.opening import build_laboratory, given, open_run, task_config
 from discojax.search.records import plain
-from discojax.search.rungs import BASELINE, TRAIN, assert_fresh, final_trial, judged, searched_seeds, seeds
+from discojax.search.rungs import (
+    BASELINE,
+    TRAIN,
+    assert_fresh,
+    elite_trial,
+    final_trial,
+    judged,
+    rung_trial,
+    searched_seeds,
+    seeds,
+)
 from discojax.search.statistics import Comparison
+from discojax.search.trials import SEARCH, SFT, Contender, Control, Measured, Trial
 from discojax.tasks.preferences import check_rewards
 
 __all__ = ["BASELINE", "Outcome", "claim", "results", "run", "save_results", "train"]
@@ -95,6 +105,8 @@ def run(config: Config, *, resume: bool = False) -> Outcome:
         arms = make_arms(config, archive, tuple(known), ledger)  # a wrong key is told before any work
         names = config.task.name, config.task.held_out
         laboratory = build_laboratory(config, archive, names, screen, log)
+        rungs = [rung_trial(config, number) for number in range(len(config.search.rungs))]
+        laboratory.require(*rungs, elite_trial(config), final_trial(config))
         raced = search(config, laboratory, arms, contenders, ledger, screen)
         ranked = finals.elites(config, laboratory, raced, known[BASELINE], screen)
         held_out = [known[objectives.get(name).name] for name in baselines]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -20,31 +21,27 @@ from numpy import ndarray as Array
 
 from discojax import candidates
 from discojax.config import Config
+from discojax.data import cache
 from discojax.errors import UserError
 from discojax.search import archive as archives
 from discojax.search import logs
 from discojax.search.archive import EvaluationKey
-from discojax.search.display import Display, display
-from discojax.search.frontier import area
+from discojax.search.display import display
 from discojax.search.judging import make_judge, win_rates
-from discojax.search.laboratory import SFT, Contender, Laboratory, Measured, Trial, measure, wanted
+from discojax.search.laboratory import Laboratory, measure, wanted
 from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.records import Evaluation
 from discojax.search.rungs import BASELINE, REPORT, TUNING, assert_fresh, judged, learning_rates, seeds
 from discojax.search.statistics import Comparison, Estimate, holm, mean, p_value
+from discojax.search.trials import SFT, Contender, Measured, Trial
+from discojax.search.tuning import Choice, tune, tuning_trials
 from discojax.search.winrate import WinRate
 from discojax.tasks import overlap
-from discojax.tasks.own_rewards import own_reward
+from discojax.tasks.distinct import distinct_by_text
+from discojax.tasks.own_rewards import counted, identify, own_reward
 from discojax.tasks.types import Reward, Task
 
-__all__ = ["Choice", "Evaluated", "Line", "Tuned", "evaluate", "every_lane", "tune"]
-
-
-class Choice(NamedTuple):
-    """What tuning chose for an objective on other prompts and seeds than those that report."""
-
-    learning_rate: float
-    beta: float
+__all__ = ["Evaluated", "Line", "Tuned", "evaluate", "every_lane"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,8 @@ class Line:
       kl: sequence KL(policy‖reference) over completion tokens, nats.
       reverse_kl: KL(reference‖policy) per completion token, nats: what the DiscoPOP paper reports.
       length: completion tokens.
-      distinct1, distinct2: different words, and pairs of words, per word and pair; a mean over seeds.
+      distinct1, distinct2: different words, and pairs of words, per word and pair; a mean over seeds. None
+        where nothing was written.
       accuracy: the share of held-out pairs with a margin above 0.
       margin: beta times the log-ratio margin on held-out pairs, and
       log_ratio: that margin itself, nats.
@@ -83,8 +81,8 @@ class Line:
     kl: Estimate | None = None
     reverse_kl: Estimate | None = None
     length: Estimate | None = None
-    distinct1: float | None = None
-    distinct2: float | None = None
+    distinct1: Estimate | None = None
+    distinct2: Estimate | None = None
     accuracy: Estimate | None = None
     margin: Estimate | None = None
     log_ratio: Estimate | None = None
@@ -122,7 +120,8 @@ class Evaluated:
       folder: the run's.
       trial: what every objective went through.
       contenders: the objectives, each with its own learning rate, the baseline among them.
-      chosen: the learning rate and beta of each.
+      chosen: the learning rate and beta of each, of
+      rates: all learning rates that were tried, and the trial's betas.
       measured: reward and KL of each, by beta, seed and prompt.
       comparisons: of frontiers, each against the baseline, Holm-corrected over all but it.
       lines: every objective at every beta, and the untrained policy.
@@ -136,6 +135,7 @@ class Evaluated:
     trial: Trial
     contenders: tuple[Contender, ...]
     chosen: Mapping[str, Choice]
+    rates: tuple[float, ...]
     measured: Measured
     comparisons: Mapping[str, Comparison]
     lines: tuple[Line, ...]
@@ -164,30 +164,30 @@ def evaluate(config: Config, names: Sequence[str], *, resume: bool = False) -> E
     assert_fresh(seeds(config, TUNING, 1), seeds(config, REPORT, config.evaluation.seeds))
     judge = make_judge(config)  # a missing key is told before an hour of work, not after
     name = config.task.held_out
-    other = config.evaluation.reward and name != "preferences"  # which knows it by itself
-    reward = own_reward(config.evaluation.reward) if other else None
+    other = config.evaluation.reward if name != "preferences" else ""  # which knows it by itself
+    rescore = partial(_scored_by, own_reward(other), other) if other else None
     logs.require(config.run)
     with open_run(config, resume, "evaluate") as archive, display() as screen, logs.opened(config) as log:
         laboratory = build_laboratory(
             config, archive, (name,), screen, log,
-            held_out_pairs=config.evaluation.held_out_pairs, rescored=True,
+            held_out_pairs=config.evaluation.held_out_pairs, rescore=rescore,
         )  # fmt: skip
-        if reward is not None:
-            laboratory = replace(laboratory, tasks={name: _scored_by(laboratory.tasks[name], reward, config)})
-        chosen = tune(config, laboratory, contenders, name, screen)
-        contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
         evaluation = config.evaluation
         trial = Trial(
             REPORT, name, "report", evaluation.steps, config.search.betas,
             seeds(config, REPORT, evaluation.seeds), evaluation.prompts,
         )  # fmt: skip
+        laboratory.require(*tuning_trials(config, name), trial)
+        chosen = tune(config, laboratory, contenders, name, screen)
+        contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
         measured = measure(laboratory, contenders, trial, screen, f"{len(contenders)} objectives on {name}")
         found = every_lane(laboratory, contenders, trial)
         _check(found, trial)
         laboratory.close()
         lines = _lines(laboratory.tasks[name], found, contenders, trial)
         return Evaluated(
-            config.run.path, trial, tuple(contenders), chosen, measured, judged(config, measured), lines,
+            config.run.path, trial, tuple(contenders), chosen, tuple(learning_rates(config)), measured,
+            judged(config, measured), lines,
             _gains(lines, chosen), _tuned(measured, chosen, trial),
             win_rates(config, laboratory.tasks[name], judge, found, chosen, trial, screen),
             laboratory.tasks[name].facts,
@@ -203,59 +203,15 @@ def _check(found: Mapping[tuple[str, float, int], Evaluation], trial: Trial) -> 
             raise UserError(f"{what} has no measurement to compare with: {failed[0][0].reason}.")
 
 
-def _scored_by(task: Task, reward: Reward, config: Config) -> Task:
+def _scored_by(reward: Reward, name: str, task: Task) -> Task:
     """The task with another reward for what chooses and what reports; its pairs keep their labels."""
+    counts: dict[str, int] = {}
     return replace(
         task,
-        reward=dict.fromkeys(task.reward, reward),
-        facts={**task.facts, "reward": config.evaluation.reward},
+        reward=dict.fromkeys(task.reward, counted(reward, counts)),
+        facts={**task.facts, "reward": name, "judged": counts},
+        source=cache.content_hash([task.source, identify(name)]),
     )
-
-
-def tune(
-    config: Config,
-    laboratory: Laboratory,
-    contenders: Sequence[Contender],
-    task: str,
-    screen: Display,
-    rung: int = TUNING,
-) -> dict[str, Choice]:
-    """The learning rate with the largest frontier area, and the beta with the highest reward in budget.
-
-    Every contender is given every one of the learning rates, every beta and one seed, and is measured on
-    the prompts of the split `select`. One that trained nowhere keeps the first of each.
-    """
-    rates = learning_rates(config)
-    betas, budget = config.search.betas, config.evaluation.kl_budget
-    if len(rates) == 1 and len(betas) == 1:
-        return {c.name: Choice(rates[0], betas[0]) for c in contenders}
-    trial = Trial(
-        rung, task, "select", config.evaluation.steps, betas, seeds(config, rung, 1),
-        config.evaluation.search_prompts,
-    )  # fmt: skip
-    entries = {
-        (c.name, rate): replace(c, name=f"{c.name} at {rate:g}", learning_rate=rate)
-        for c in contenders
-        for rate in rates
-    }
-    title = f"choosing among {len(rates) * len(betas)} learning rates and betas for each"
-    measured = measure(laboratory, list(entries.values()), trial, screen, title)
-    chosen = {}
-    for contender in contenders:
-        best, choice = -np.inf, Choice(rates[0], betas[0])
-        for rate in rates:
-            samples = measured.samples[entries[contender.name, rate].name]
-            reward, kl = samples.reward.mean((1, 2)), samples.kl.mean((1, 2))
-            score = float(area(kl, reward, budget, (0.0, measured.sft.mean())))
-            if np.isfinite(reward).any() and score > best:
-                best, choice = score, Choice(rate, betas[_best_beta(reward, kl, budget)])
-        chosen[contender.name] = choice
-    return chosen
-
-
-def _best_beta(reward: Float[Array, " betas"], kl: Float[Array, " betas"], budget: float) -> int:
-    inside = np.isfinite(reward) & (kl <= budget)
-    return int(np.argmax(np.where(inside, reward, -np.inf)) if inside.any() else np.nanargmin(kl))
 
 
 def every_lane(
@@ -336,8 +292,8 @@ def _line(
         kl=mean(grid(lanes, "kl")),
         reverse_kl=mean(grid(lanes, "reverse_kl")),
         length=mean(grid(lanes, "length")),
-        distinct1=float(np.mean([distinct(t, 1) for t in texts])),
-        distinct2=float(np.mean([distinct(t, 2) for t in texts])),
+        distinct1=_distinct(texts, 1),
+        distinct2=_distinct(texts, 2),
         empty=sum(not text.strip() for t in texts for text in t),
         completions=sum(map(len, texts)),
     )
@@ -361,17 +317,9 @@ def _line(
     return line
 
 
-def distinct(texts: Sequence[str], size: int) -> float:
-    """Different n-grams per n-gram over all texts (Li et al., 2016): 1 if nothing is said twice.
-
-    >>> distinct(["a fine film", "a fine day"], 1), distinct(["", ""], 1)
-    (0.6666666666666666, nan)
-    """
-    grams = [
-        gram for text in texts for words in [text.split()]
-        for gram in zip(*(words[i:] for i in range(size)), strict=False)
-    ]  # fmt: skip
-    return len(set(grams)) / len(grams) if grams else float("nan")
+def _distinct(texts: Sequence[Sequence[str]], size: int) -> Estimate | None:
+    by_text = np.stack([distinct_by_text(seed, size) for seed in texts])
+    return mean(by_text) if np.isfinite(by_text).all() else None
 
 
 def _gains(lines: Sequence[Line], chosen: Mapping[str, Choice]) -> dict[str, float]:

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from rich.markup import escape
 
 from discojax.config import Config
 from discojax.errors import UserError, nearest
-from discojax.proposers.client import Request, Turn
+from discojax.places import going_on
+from discojax.proposers.client import Request, Turn, request_hash
 from discojax.proposers.connect import SERVERS, connect
 from discojax.search.display import Display
-from discojax.search.laboratory import SFT, Trial
 from discojax.search.records import Evaluation
 from discojax.search.rungs import BASELINE
 from discojax.search.statistics import holm, mean, p_value
+from discojax.search.trials import SFT, Trial
+from discojax.search.tuning import Choice
 from discojax.search.winrate import WinRate, win_rate
-from discojax.tasks.judges import Ask, Judge, LanguageModelJudge, RewardJudge, Verdicts
+from discojax.tasks.judges import Judge, Kind, LanguageModelJudge, RewardJudge, Verdicts
+from discojax.tasks.own_rewards import identify
 from discojax.tasks.summaries import MARKER, bodies_of
 from discojax.tasks.types import Task
-
-if TYPE_CHECKING:
-    from discojax.search.evaluate import Choice
 
 __all__ = ["make_judge", "win_rates"]
 
@@ -59,22 +59,24 @@ def make_judge(config: Config, name: str | None = None) -> Judge | None:
     )
     client.probe()
 
-    summaries = config.task.held_out == "tldr" or bool(config.task.marker)
+    kind: Kind = "summaries" if config.task.held_out == "tldr" or config.task.marker else "replies"
+    request = Request(
+        system=f"You compare {kind}.",
+        turns=(),
+        temperature=0.0,
+        max_output_tokens=settings.output_tokens,
+        timeout=settings.timeout,
+    )
 
     def ask(text: str) -> str:
-        request = Request(
-            system="You compare summaries." if summaries else "You compare replies.",
-            turns=(Turn("user", text),),
-            temperature=0.0,
-            max_output_tokens=settings.output_tokens,
-            timeout=settings.timeout,
-        )
-        return client.generate(request).texts[0]
+        return client.generate(replace(request, turns=(Turn("user", text),))).texts[0]
 
-    asked: Ask = ask
-    kind: Literal["summaries", "replies"] = "summaries" if summaries else "replies"
     return LanguageModelJudge(
-        asked, f"{server}:{model}", partial(bodies_of, marker=config.task.marker or MARKER), kind=kind
+        ask,
+        f"{server}:{model}",
+        partial(bodies_of, marker=config.task.marker or MARKER),
+        kind=kind,
+        settings=f"{client.base_url}\n{request_hash(client, request)}",
     )
 
 
@@ -90,7 +92,9 @@ def win_rates(
     """Every objective at its chosen beta, and the untrained policy, against each opponent.
 
     Opponents are what people wrote, where the task has that, and the untrained policy's completion of
-    the same prompt and seed. A task without either a judge or references has no win rates.
+    the same prompt and seed; but to ROUGE, which compares with what people wrote, that is no opponent. A
+    task without either a judge or references has no win rates. A judge that fails, now that everything is
+    trained, leaves orders without an answer, which are counted, and the first reason is said.
 
     Args:
       config: of the run.
@@ -103,6 +107,7 @@ def win_rates(
     """
     if not task.references and judge is None:
         return ()
+    by_rouge = judge is None and task.rewards.get(trial.split) == identify("rouge")
     judge = judge or RewardJudge(task.reward[trial.split])
     count = min(config.evaluation.judged, trial.prompts)
     prompts = task.asked(trial.split)[:count]
@@ -113,9 +118,19 @@ def win_rates(
         return [str(t) for t in lane.per_prompt["completion"][:count]] if lane.status == "ok" else None
 
     sides = {SFT: 0.0, **{name: choice.beta for name, choice in chosen.items()}}
-    opponents = (["human"] if human else []) + [SFT]
+    opponents = (["human"] if human and not by_rouge else []) + [SFT]
     bar = screen.bar(f"judged by {judge.name}", len(sides) * len(opponents) * len(trial.seeds))
-    rates = []
+    rates: list[WinRate] = []
+    failed: list[UserError] = []
+
+    def verdicts_of(own: Sequence[str], other: Sequence[str]) -> Verdicts:
+        try:
+            return judge.compare(prompts, own, other)
+        except UserError as error:
+            failed.append(error)
+            none = np.zeros(len(own))
+            return Verdicts(np.full(len(own), np.nan), none, none, none + 2)
+
     for opponent in opponents:
         outcomes: dict[str, np.ndarray] = {}
         for name, beta in sides.items():
@@ -130,11 +145,16 @@ def win_rates(
                     continue
                 ours.append(own)
                 theirs.append(other)
-                verdicts.append(judge.compare(prompts, own, other))
+                verdicts.append(verdicts_of(own, other))
             whole = len(verdicts) == len(trial.seeds)  # one that diverged is a failure, not a smaller sample
             rates.append(_rate(config, name, opponent, judge, ours, theirs, verdicts, whole, outcomes))
         rates = _against_baseline(rates, opponent, outcomes)
     bar.update(bar.total)
+    if failed:
+        screen.say(
+            f"{escape(str(failed[0]))} What it did not answer is counted as such and the rest is kept; "
+            f"`{going_on('evaluate', config.run.path)}` asks again, also of another evaluation.judge."
+        )
     return tuple(rate for opponent in opponents for rate in _corrected(rates, opponent))
 
 

@@ -10,12 +10,11 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from discojax import __version__
-from discojax.candidates import Program
 from discojax.data import cache
 from discojax.errors import UserError
 from discojax.objectives import machine
@@ -31,15 +30,12 @@ from discojax.search.display import Display
 from discojax.search.instruments import Instruments, open_station
 from discojax.search.logs import NOWHERE, Log
 from discojax.search.statistics import Samples
+from discojax.search.trials import SFT, Contender, Measured, Trial
 from discojax.tasks.measure import Measurement, make_judge
 from discojax.tasks.types import Prompts, Task
 
 __all__ = [
-    "SFT",
-    "Contender",
     "Laboratory",
-    "Measured",
-    "Trial",
     "assemble",
     "known",
     "measure",
@@ -48,47 +44,8 @@ __all__ = [
     "wanted",
 ]
 
-SFT = "sft"
-"""The name under which the untrained policy is measured: a lane of no steps."""
-
-
+_SAID = {"unparseable": "replies unparseable"}
 _LOGGED = ("task", "split", "rung", "beta", "seed", "steps")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """An objective that competes: from the library, proposed, given by the user, or tuned.
-
-    `learning_rate` is its own where the control of tuned baselines gives it one; None is the run's.
-    """
-
-    name: str
-    program: Program
-    origin: str
-    parents: tuple[str, ...] = ()
-    operator: str = ""
-    thought: str = ""
-    learning_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What every contender of one round goes through.
-
-    Attributes:
-      rung: of racing, from 0; it tells measurements of otherwise equal settings apart.
-      task, split: what is trained on and which prompts measure it.
-      steps, betas, seeds: a lane each beta and seed, of that many steps.
-      prompts: how many of the split's prompts.
-    """
-
-    rung: int
-    task: str
-    split: str
-    steps: int
-    betas: tuple[float, ...]
-    seeds: tuple[int, ...]
-    prompts: int
 
 
 @dataclass(frozen=True)
@@ -108,20 +65,29 @@ class Laboratory:
         """What trains lanes."""
         return self.instruments.programs
 
+    def require(self, *trials: Trial) -> None:
+        """That there are the prompts of every trial, which is told before the first of them trains.
+
+        Raises:
+          UserError: a trial wants more prompts than there are.
+        """
+        for trial in trials:
+            there = len(self.tasks[trial.task].prompts[trial.split].lengths)
+            if trial.prompts > there:
+                raise UserError(
+                    f"{trial.task} has {there} prompts for {trial.split!r}, and {trial.prompts} are asked "
+                    "for: lower evaluation.prompts or evaluation.search_prompts."
+                )
+
     def station(self, trial: Trial) -> Station:
         """Where the lanes of a trial are trained, and what measures them.
 
         Raises:
           UserError: the trial wants more prompts than there are.
         """
+        self.require(trial)
         task = self.tasks[trial.task]
-        prompts = task.prompts[trial.split]
-        if trial.prompts > len(prompts.lengths):
-            raise UserError(
-                f"{trial.task} has {len(prompts.lengths)} prompts for {trial.split!r}, and "
-                f"{trial.prompts} are asked for: lower evaluation.prompts or evaluation.search_prompts."
-            )
-        prompts = Prompts(*(array[: trial.prompts] for array in prompts))
+        prompts = Prompts(*(array[: trial.prompts] for array in task.prompts[trial.split]))
         identity = cache.content_hash((self.archive.config_hash, task.identity, __version__))
         station = open_station(self.instruments, task, trial.split, trial.prompts, self.checkpoints, identity)
         judge = make_judge(prompts, decode=task.decode, reward=task.reward[trial.split])
@@ -136,26 +102,10 @@ class Laboratory:
         """Says what became of a reward's judgements, and deletes what was kept of lanes in training."""
         for task in self.tasks.values():
             if counts := task.facts.get("judged"):
-                self.say(
-                    f"{task.name}: {counts['completions judged']} completions judged, "
-                    f"{counts['unparseable']} replies unparseable, {counts['unanswered']} unanswered."
-                )
+                said = (f"{count} {_SAID.get(what, what)}" for what, count in counts.items())
+                self.say(f"{task.name}: {', '.join(said)}.")
         if self.checkpoints is not None:
             self.checkpoints.clear()
-
-
-class Measured(NamedTuple):
-    """A round's measurements.
-
-    Attributes:
-      samples: reward and KL of each contender, `[betas, seeds, prompts]`, NaN where it diverged.
-      sft: the SFT policy's reward on the same prompts, `[prompts]`, its draws averaged over seeds.
-      sft_by_seed: the same by seed, `[seeds, prompts]`.
-    """
-
-    samples: dict[str, Samples]
-    sft: np.ndarray
-    sft_by_seed: np.ndarray
 
 
 def measure(

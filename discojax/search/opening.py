@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from discojax.config import Config, Evaluation, dump
 from discojax.data import cache
 from discojax.errors import UserError
 from discojax.places import going_on
+from discojax.policies.attention import choose
 from discojax.policies.decoder import DecoderConfig
 from discojax.policies.lora import LoraConfig
 from discojax.policies.sft import SftConfig
@@ -28,9 +29,10 @@ from discojax.search.archive import Archive
 from discojax.search.display import Bar, Display
 from discojax.search.instruments import Design, make_instruments
 from discojax.search.judging import make_judge
-from discojax.search.laboratory import Contender, Laboratory
+from discojax.search.laboratory import Laboratory
 from discojax.search.logs import NOWHERE, Log
 from discojax.search.steps import population_step
+from discojax.search.trials import Contender
 from discojax.tasks import catalogue
 from discojax.tasks.types import OwnData, PretrainedConfig, Task, TaskConfig, assert_disjoint
 
@@ -78,8 +80,12 @@ def open_run(config: Config, resume: bool, command: str = "discover") -> Archive
     # Where a run lies does not matter to what it finds, so a folder may be moved and resumed.
     # Nor does its budget, which may be raised to go on, nor how a proposer is reached and how long it is
     # waited for; a run that gave up may go on with another model, as every attempt says whose it is.
-    # Nor which objectives `evaluate` is asked for: each is measured by itself, and more may be later.
-    evaluation = {**asdict(config.evaluation), "objectives": Evaluation().objectives}
+    # Nor which objectives `evaluate` is asked for: each is measured by itself, and more may be later. Nor
+    # who judges what was written; and but for a search, whose races they decide, how intervals are made.
+    usual, free = Evaluation(), ["objectives", "judge", "judged"]
+    if command != "discover":
+        free += ["bootstrap", "confidence"]
+    evaluation = {**asdict(config.evaluation), **{name: getattr(usual, name) for name in free}}
     asked = {"history": config.proposer.history, "path": config.proposer.path}
     identity = cache.content_hash(
         {
@@ -107,7 +113,7 @@ def build_laboratory(
     log: Log = NOWHERE,
     *,
     held_out_pairs: int = 0,
-    rescored: bool = False,
+    rescore: Callable[[Task], Task] | None = None,
 ) -> Laboratory:
     """What measuring takes: the tasks, built or read from the cache, and the compiled programs.
 
@@ -119,14 +125,14 @@ def build_laboratory(
       screen: where progress is shown.
       log: where its lines go.
       held_out_pairs: pairs of each task that nothing trains on, on which margins are measured.
-      rescored: whether the caller sees to it that `evaluation.reward` scores in place of a task's own.
+      rescore: puts `evaluation.reward` in place of a task's own.
 
     Raises:
-      UserError: a task cannot be built, a reward is set that it has no use for, or what reports had a
-        part in the search.
+      UserError: a task cannot be built, a reward is set that it has no use for, what reports had a
+        part in the search, or the archive's numbers were measured on other data.
     """
     if "preferences" not in names:
-        _check_rewards(config, rescored)
+        _check_rewards(config, rescore is not None)
     # First what can be wrong at once, and then what takes minutes.
     sizes = (config.population.mesh.lane, config.population.mesh.data, config.population.mesh.model)
     mesh = make_mesh(*sizes)
@@ -134,6 +140,8 @@ def build_laboratory(
     step = population_step(config, implementation)
     rows_per_device(mesh, step.batch, step.accumulate)
     tasks = build_tasks(config, names, screen, held_out_pairs=held_out_pairs, mesh=own_part(mesh))
+    if rescore is not None:
+        tasks = {name: rescore(task) for name, task in tasks.items()}
     first = next(iter(tasks.values()))
     assert_disjoint(
         [tasks[name] for name in (config.task.name,) if name in tasks],
@@ -142,6 +150,7 @@ def build_laboratory(
     for name, before in (archives.get_meta(archive, "tasks") or {}).items():
         if name in tasks and before.get("judged"):  # in earlier sessions of this run
             tasks[name].facts["judged"].update(before["judged"])
+    _assert_unchanged(config, archive, tasks, held_out_pairs)
     archives.set_meta(archive, "identities", {name: task.identity for name, task in tasks.items()})
     archives.set_meta(
         archive,
@@ -172,6 +181,26 @@ def build_laboratory(
     )  # fmt: skip
     laboratory.keep_facts()
     return laboratory
+
+
+def _assert_unchanged(
+    config: Config, archive: Archive, tasks: Mapping[str, Task], held_out_pairs: int
+) -> None:
+    """That tasks are what the archive's numbers were measured on: others cannot be compared with them.
+
+    Raises:
+      UserError: saying which is not.
+    """
+    settings = cache.content_hash(asdict(task_config(config, held_out_pairs)))  # stages of a transfer differ
+    before = dict(archives.get_meta(archive, "sources") or {})
+    for name, task in tasks.items():
+        if before.setdefault(f"{name} {settings}", task.source) != task.source:
+            raise UserError(
+                f"{config.run.path} was measured on other data than {name} has now (prompts, what people "
+                "wrote, or pairs and rewards of your own): put back what was changed, perhaps the version of "
+                "a library whose docstrings are read, or begin another run by run.name=ANOTHER."
+            )
+    archives.set_meta(archive, "sources", before)
 
 
 def _check_rewards(config: Config, rescored: bool) -> None:
@@ -218,11 +247,16 @@ def task_config(config: Config, held_out_pairs: int = 0) -> TaskConfig:
     policy, task = config.policy, config.task
     pretrained = None
     if policy.pretrained is not None:
-        pretrained = PretrainedConfig(policy.pretrained, policy.tokenizer, policy.remat)
+        pretrained = PretrainedConfig(
+            policy.pretrained, policy.tokenizer, policy.remat, policy.attention, policy.revision
+        )
     return TaskConfig(
-        DecoderConfig(
-            layers=policy.layers, width=policy.width, heads=policy.heads,
-            vocab_size=policy.vocab_size, max_length=policy.max_length, remat=policy.remat,
+        choose(
+            DecoderConfig(
+                layers=policy.layers, width=policy.width, heads=policy.heads,
+                vocab_size=policy.vocab_size, max_length=policy.max_length, remat=policy.remat,
+            ),
+            policy.attention,
         ),
         SftConfig(**asdict(config.sft)),
         prompt_tokens=task.prompt_tokens,

@@ -27,15 +27,17 @@ from discojax.search import logs
 from discojax.search.archive import Archive
 from discojax.search.correlation import Correlation, rank_correlation
 from discojax.search.display import Display, display
-from discojax.search.evaluate import every_lane, tune
+from discojax.search.evaluate import every_lane
 from discojax.search.finals import only
 from discojax.search.frontier import area
-from discojax.search.laboratory import SFT, Contender, Measured, Trial, measure
+from discojax.search.laboratory import measure
 from discojax.search.logs import Log
 from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.proposals import Notebook
 from discojax.search.rungs import BASELINE, TRANSFER, assert_fresh, final_trial, judged, rung_trial, seeds
 from discojax.search.statistics import Comparison, Samples
+from discojax.search.trials import SFT, Contender, Measured, Trial
+from discojax.search.tuning import tune, tuning_trials
 from discojax.tasks import catalogue
 from discojax.tasks.types import Reward, Task
 
@@ -180,7 +182,9 @@ def _stage(
     """The stage, and with `rescored` another of the same completions under another reward."""
     names = tuple(dict.fromkeys((config.task.name, trial.task)))
     laboratory = build_laboratory(config, archive, names, screen, log)
-    if config.evaluation.learning_rates:
+    tunes = bool(config.evaluation.learning_rates)
+    laboratory.require(*(tuning_trials(config, trial.task, _tuning(trial.rung)) if tunes else ()), trial)
+    if tunes:
         chosen = tune(config, laboratory, contenders, trial.task, screen, _tuning(trial.rung))
         contenders = [replace(c, learning_rate=chosen[c.name].learning_rate) for c in contenders]
     measured = measure(laboratory, contenders, trial, screen, f"transfer: {name}")

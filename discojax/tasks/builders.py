@@ -30,10 +30,19 @@ except (ImportError, AttributeError) as error:  # without its protobuf it import
 __all__ = ["Docstrings", "FilmReviews", "prepare"]
 
 
+def _version(inputs: Mapping[str, Any]) -> Any:
+    """A version that what the data are made of decides, so that TFDS never takes an old copy for these."""
+    return tfds.core.Version(f"1.0.{int(cache.content_hash(inputs)[:7], 16)}")
+
+
+def _libraries() -> dict[str, Any]:
+    return {"libraries": docstrings.versions(), "version": docstrings.VERSION}
+
+
 class Docstrings(_Builder):
     """Docstrings of installed libraries and their first lines; see `tasks.docstrings`."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = _version(_libraries())
     code_path = None  # it has no folder of checksums: nothing is downloaded
 
     def _info(self) -> Any:
@@ -79,7 +88,7 @@ class FilmReviews(_Builder):
 
 
 _INPUTS: dict[type, Callable[[], Mapping[str, Any]]] = {
-    Docstrings: lambda: {"libraries": docstrings.versions(), "version": docstrings.VERSION},
+    Docstrings: _libraries,
     FilmReviews: lambda: {"texts": reviews.load().sha256},
 }
 

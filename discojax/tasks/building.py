@@ -175,8 +175,12 @@ def finish(
     references: Mapping[str, Sequence[str]] | None = None,
     texts: Mapping[str, Sequence[str]] | None = None,
     sampling: SamplingConfig | None = None,
+    given: object = None,
 ) -> Task:
-    """All of it as a `Task`, with the hash of its content and the sizes among its facts."""
+    """All of it as a `Task`, with the hashes of its content and the sizes among its facts.
+
+    `given` is what else of it the user gave, for `Task.source`.
+    """
     sampling = sampling or base.sampling(config)
     graph, params, frozen = adapt(base, config.lora, config.seed)
     small = config.pretrained is None
@@ -190,6 +194,13 @@ def finish(
         "held_out": None if held_out is None else dict(held_out._asdict()),
         "references": {split: list(texts) for split, texts in (references or {}).items()},
     }
+    source = cache.content_hash(
+        {
+            **{what: content[what] for what in ("prompts", "references")},
+            "texts": {split: list(shown) for split, shown in (texts or {}).items()},
+            "given": given,
+        }
+    )
     if config.lora is not None:
         content["lora"] = asdict(config.lora)
     sizes = {
@@ -204,5 +215,5 @@ def finish(
     return Task(
         name, graph, params, base.tokenizer.tokenizer, pairs, sampling, prompts, reward,
         cache.content_hash(content), {**sizes, **facts}, rewards, held_out, references or {}, frozen,
-        texts or {},
+        texts or {}, source,
     )  # fmt: skip

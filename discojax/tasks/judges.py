@@ -123,7 +123,10 @@ def question(post: str, a: str, b: str, kind: Kind = "summaries") -> str:
 
 
 _PREFERRED = re.compile(
-    r"^\W*preferred\W*(?:(?:summary|reply)\W*)?(a|b|tie)\W*$", re.IGNORECASE | re.MULTILINE
+    r"""^\W*preferred\W*(?:(?:summary|reply)\W*)?(a|b|tie)\b
+    (?![^\w\n]*(?:or\b|(?:and\W+)?(?:(?:summary|reply)\s+)?(?-i:A|B|TIE)\b))  # "A or B", "A, B or TIE"
+    (?:[^\w\n]*$|[^\w\n]*[(,;:.\u2013\u2014-].*$|\s+(?:because|since|as)\b.*$)  # a reason may follow""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 _ALONE = re.compile(r"\W*(a|b|tie)\W*", re.IGNORECASE)
 
@@ -143,11 +146,14 @@ def parse(reply: str) -> float | None:
 
 @dataclass(frozen=True)
 class LanguageModelJudge:
-    """Asks a language model, in both orders; replies are kept by the content of the question.
+    """Asks a language model, in both orders; verdicts are kept by the content of the question.
+
+    A reply that is no verdict is not kept: one that was cut short or withheld may come whole another time.
 
     Attributes:
       ask: puts a question to the model.
-      model: its name and whatever else decides its answers: part of what a reply is kept by.
+      model: its name, and
+      settings: whatever else decides its answers: part of what a reply is kept by.
       post: the text that is summarised, of a prompt.
       root: the cache's directory; by default `data.cache.default_root()`.
       kind: what it compares.
@@ -159,6 +165,7 @@ class LanguageModelJudge:
     root: Path | str | None = None
     proxy: bool = False
     kind: Kind = "summaries"
+    settings: str = ""
 
     @property
     def name(self) -> str:
@@ -197,7 +204,7 @@ class LanguageModelJudge:
     def _replies(self, questions: Sequence[str]) -> dict[str, str]:
         root = cache.default_root() if self.root is None else Path(self.root)
         root.mkdir(parents=True, exist_ok=True)
-        kept = _Kept(root / "verdicts.sqlite", f"{self.model}\n{VERSION}")
+        kept = _Kept(root / "verdicts.sqlite", f"{self.model}\n{self.settings}\n{VERSION}")
         replies = {text: reply for text in questions if (reply := kept.get(text)) is not None}
         missing = [text for text in questions if text not in replies]
         failed: list[UserError] = []
@@ -211,7 +218,8 @@ class LanguageModelJudge:
                 failed.append(error)
                 return None
             answered.append(text)
-            kept.put(text, reply)
+            if parse(reply) is not None:
+                kept.put(text, reply)
             return reply
 
         answered: list[str] = []
@@ -226,7 +234,7 @@ class LanguageModelJudge:
 
 
 class _Kept:
-    """Replies on disk by the hash of model and question: none is paid for twice."""
+    """Verdicts on disk by the hash of model and question: none is paid for twice."""
 
     def __init__(self, path: Path, model: str):
         self._model, self._lock = model, threading.Lock()

@@ -11,7 +11,8 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,17 @@ from discojax.tasks import overlap
 from discojax.tasks.judges import Judge
 from discojax.tasks.types import Reward
 
-__all__ = ["classifier", "entry_point", "identify", "judged", "needs_answers", "overlapping", "own_reward"]
+__all__ = [
+    "Classifier",
+    "classifier",
+    "counted",
+    "entry_point",
+    "identify",
+    "judged",
+    "needs_answers",
+    "overlapping",
+    "own_reward",
+]
 
 _ROWS = 32  # texts a call
 _LOST = 20  # of so many completions one may be without a verdict
@@ -144,11 +155,36 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip() or 'no message'}"
 
 
-def classifier(source: str) -> Reward:
+@dataclass(frozen=True)
+class Classifier:
+    """A reward that a classifier gives; see `classifier`.
+
+    Attributes:
+      score: of texts, and how many of them were cut.
+      counts: is told how many texts were scored, and how many cut.
+    """
+
+    score: Callable[[Sequence[str]], tuple[np.ndarray, int]]
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+        """See `tasks.types.Reward`."""
+        values, cut = self.score([a + b for a, b in zip(prompts, completions, strict=True)])
+        for what, count in (("texts scored", len(values)), ("of them cut", cut)):
+            self.counts[what] = self.counts.get(what, 0) + count
+        return values
+
+
+def counted(reward: Reward, counts: dict[str, int]) -> Reward:
+    """The same reward; `counts` is told what a classifier scores and cuts."""
+    return replace(reward, counts=counts) if isinstance(reward, Classifier) else reward
+
+
+def classifier(source: str) -> Classifier:
     """The probability of a classifier's positive label for prompt and completion, or its only logit.
 
     The positive label is the one whose name begins with `pos`, or the last. A text longer than the
-    model's positions loses its end.
+    model's positions loses its beginning, which is the prompt's, and is counted.
 
     Args:
       source: a folder as Transformers saves it, or an id on the hub.
@@ -166,7 +202,7 @@ def classifier(source: str) -> Reward:
     tokenizer = hub_tokenizers.encoder(loaded.source)
     graph, weights = nnx.split(loaded.policy)
     config = loaded.policy.config
-    tokenizer.enable_truncation(config.max_length)
+    tokenizer.enable_truncation(config.max_length, direction="left")  # the right is what is to be scored
     positive = _positive(loaded.hf_config, config.labels)
 
     @jax.jit
@@ -174,9 +210,9 @@ def classifier(source: str) -> Reward:
         logits = nnx.merge(graph, weights)(ids, lengths)
         return logits[:, 0] if config.labels == 1 else jax.nn.softmax(logits)[:, positive]
 
-    def reward(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-        texts = [a + b for a, b in zip(prompts, completions, strict=True)]
-        rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    def score(texts: Sequence[str]) -> tuple[np.ndarray, int]:
+        encodings = tokenizer.encode_batch(list(texts))
+        rows = [encoding.ids for encoding in encodings]
         values = np.zeros(len(rows), np.float32)
         order = np.argsort([len(row) for row in rows])  # texts of like length are padded together
         for start in range(0, len(rows), _ROWS):
@@ -188,9 +224,9 @@ def classifier(source: str) -> Reward:
                 ids[place, : len(rows[i])] = rows[i]
             lengths = np.asarray([max(len(rows[i]), 1) for i in chosen], np.int32)
             values[chosen] = np.asarray(run(weights, ids, lengths))
-        return values
+        return values, sum(bool(encoding.overflowing) for encoding in encodings)
 
-    return reward
+    return Classifier(score)
 
 
 def _positive(config: Mapping[str, Any], labels: int) -> int:

@@ -9,6 +9,7 @@ used are counted and named; the task's facts say how many, and of what.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +19,14 @@ import numpy as np
 from discojax.data import cache, chat
 from discojax.data.pairs import Pairs, keep_end
 from discojax.data.preferences import Preparation, Prepared, prepare, prompt_hash
+from discojax.data.readers import provide
 from discojax.data.sources import Account, Columns, Preference, Prompt, read_answered, read_preferences
 from discojax.data.text_tokenizer import TextTokenizer
 from discojax.errors import UserError
 from discojax.tasks import building
 from discojax.tasks.bases import Base
 from discojax.tasks.judges import Judge
-from discojax.tasks.own_rewards import identify, judged, needs_answers, overlapping, own_reward
+from discojax.tasks.own_rewards import counted, identify, judged, needs_answers, overlapping, own_reward
 from discojax.tasks.types import OwnData, Prompts, Report, Reward, Task, TaskConfig
 
 __all__ = ["SPLITS", "build", "check_rewards", "scorers", "shown", "with_marker"]
@@ -32,6 +34,16 @@ __all__ = ["SPLITS", "build", "check_rewards", "scorers", "shown", "with_marker"
 SPLITS = ("search", "select", "report")
 
 _READ = 50_000  # rows of a source of prompts
+
+
+def _packaged(builder: str) -> Path:
+    from discojax.tasks import builders  # takes TFDS
+
+    return builders.prepare(getattr(builders, builder))
+
+
+for _name, _builder in (("docstrings", "Docstrings"), ("film_reviews", "FilmReviews")):
+    provide(_name, partial(_packaged, _builder))
 
 
 class Asked(NamedTuple):
@@ -85,10 +97,12 @@ def build(
     base = base or _supervised(kept, tokens, config, root, report)
 
     left: dict[str, int] = {}
+    left_out: list[str] = []
     if own.prompts:
         others = Account()
         asked["report"] = _sourced(own, others)
         left |= {"rows of prompts": others.read, "rows of prompts left out": others.left_out}
+        left_out = list(others.named)
     used = set(Prompts(kept.pairs.chosen_ids, kept.pairs.prompt_length).rows())
     splits = {}
     for split in reversed(SPLITS):  # what reports goes first, so the others give up what they share
@@ -103,6 +117,9 @@ def build(
     spare = _held_out(held, own, config.held_out_pairs)
     dropped = {what.replace("_", " "): count for what, count in prepared.counts.items() if count}
     said = f"{len(kept.prompts)} pairs to train on, {len(held.prompts)} held out; {account}"
+    counted_out = [f"{n} {what}" for what, n in (dropped | left).items() if n]
+    if left_out:
+        counted_out.append(f"of prompts first {'; '.join(left_out)}")
     return building.finish(
         name, base, config,
         pairs=building.referred(kept.pairs, base, config, root=root, report=report),
@@ -116,11 +133,12 @@ def build(
         references={s: [one.answer for one in asks] for s, (_, asks) in splits.items() if _answered(asks)},
         texts={split: [shown(one.prompt) for one in asks] for split, (_, asks) in splits.items()},
         sampling=base.sampling(config, chat.end_of_completion(tokens, style)),
+        given=[*kept.pairs[:5], rewards],
         facts={
-            "data": ["; ".join([said, *(f"{n} {what}" for what, n in (dropped | left).items() if n)])],
+            "data": ["; ".join([said, *counted_out])],
             "rows read": account.read,
             "rows left out": account.left_out,
-            "named": list(account.named),
+            "named": [*account.named, *left_out],
             "in tokens": dropped,
             "prompts": left,
             "style": style,
@@ -325,7 +343,7 @@ def _rewards(
         if found is None:
             score = overlapping(answers)
         else:
-            score = found if callable(found) else judged(found, answers, counts)
+            score = counted(found, counts) if callable(found) else judged(found, answers, counts)
 
         def reward(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
             given = [shown(known[p].prompt) if p in known else p for p in prompts]

@@ -83,11 +83,15 @@ class PretrainedConfig:
       source: a directory, a GGUF file, an id on the hub, or `smollm2`; see `policies.pretrained.load`.
       tokenizer: where its tokenizer is, if not there.
       remat: `DecoderConfig.remat`.
+      attention: `DecoderConfig.attention`.
+      revision: a branch, tag or commit on the hub; "" for its main branch.
     """
 
     source: str
     tokenizer: str = ""
     remat: Literal["none", "dots", "block"] = "none"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,8 @@ class Task:
       prompts: of each split, no two splits sharing one.
       reward: of each split.
       identity: the content hash of all of the above.
+      source: the content hash of what is the same on every machine, as trained weights need not be: prompts,
+        what people wrote, and of one's own data the pairs and the rewards too.
       facts: what a report should say of it: sizes, accuracies, the policy's loss, what was left out.
       rewards: the content hash of each split's reward, and of the one behind the pairs as `label`.
       held_out: pairs that nothing trains on, with reference log-probabilities, or None.
@@ -195,6 +201,7 @@ class Task:
     references: Mapping[str, Sequence[str]] = field(default_factory=dict)
     frozen: Any = None
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    source: str = ""
 
     def asked(self, split: str) -> list[str]:
         """The prompts of a split in words, as a judge is shown them."""

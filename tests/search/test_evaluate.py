@@ -19,10 +19,12 @@ from discojax.errors import UserError
 from discojax.report import evaluation as report
 from discojax.search import archive as archives
 from discojax.search import evaluate as evaluating
-from discojax.search import judging, opening
+from discojax.search import judging, opening, tuning
 from discojax.search.display import display
-from discojax.search.evaluate import distinct, evaluate
-from discojax.search.statistics import holm, mean, p_value
+from discojax.search.evaluate import evaluate
+from discojax.search.statistics import holm, interval, mean, p_value
+from discojax.tasks import docstrings
+from discojax.tasks.distinct import distinct
 from discojax.tasks.judges import LanguageModelJudge
 from discojax.tasks.summaries import MARKER, bodies_of
 from discojax.tasks.types import Prompts
@@ -122,7 +124,7 @@ def test_lines_are_the_means_of_what_was_measured(imdb):
         assert line.accuracy.value == pytest.approx((margins > 0).mean())
         assert line.margin.value == pytest.approx(line.beta * margins.mean(), rel=1e-4, abs=1e-6)
         assert (line.reward_difference is None) == (line.name == "dpo")
-        assert line.distinct1 == pytest.approx(
+        assert line.distinct1.error > 0 and line.distinct1.value == pytest.approx(
             np.mean([distinct(e.per_prompt["completion"].tolist(), 1) for e in of])
         )
 
@@ -169,6 +171,13 @@ def test_tables_plot_and_files(imdb):
     report.show(found, kl_budget=10.0, confidence=0.95, console=Console(file=text, width=80))
     shown = text.getvalue()
     assert all(name in shown for name in ("dpo", "slic", "exp", "imdb, held out", "baseline", "Holm"))
+    words = " ".join(shown.split())
+    assert "Of 3 objectives 3 chose the lowest or highest rate of 2 and 3 chose" in words
+    best = next(x for x in found.lines if (x.name, x.beta) == ("dpo", found.chosen["dpo"].beta))
+    for estimate, form in ((best.kl, "{:.1f}"), (best.distinct1, "{:.2f}"), (best.accuracy, "{:.3f}")):
+        low, high = interval(estimate)
+        assert f"{form} ± {form}".format(estimate.value, (high - low) / 2) in words
+    assert f"{found.chosen['dpo'].learning_rate:g}" in words
     assert max(map(len, shown.splitlines())) <= 120 and "…" not in shown
     folder = found.folder
     assert (folder / "frontier.png").stat().st_size > 10_000
@@ -179,7 +188,7 @@ def test_tables_plot_and_files(imdb):
         "reward_low",
         "reward_high",
         "reverse_kl",
-        "distinct2",
+        "distinct2_low",
         "accuracy_low",
         "margin",
     } <= set(rows[0])
@@ -259,6 +268,55 @@ def test_a_judge_that_talks_nonsense_is_counted_and_gives_no_number(tldr, tmp_pa
     assert re.search(r"[1-9]\d* could not be read", " ".join(shown.getvalue().split()))
 
 
+def test_a_judge_that_dies_leaves_everything_else_and_another_may_go_on(tldr, monkeypatch, capfd):
+    """Its quota ends once everything is trained."""
+    settings, before = tldr
+    count = len(lanes(settings))
+
+    def ask(text: str) -> str:
+        raise UserError("The quota [of today] is used up.")
+
+    dead = dataclasses.replace(
+        settings, evaluation=dataclasses.replace(settings.evaluation, judge="openai:dead", judged=6)
+    )
+    monkeypatch.setattr(evaluating, "make_judge", lambda _: LanguageModelJudge(ask, "dead", bodies_of))
+    found = evaluate(dead, ["slic"], resume=True)
+    assert len(lanes(settings)) == count and found.lines == before.lines
+    assert len(found.wins) == len(before.wins)
+    for win in found.wins:
+        assert win.rate is None and win.unanswered == win.verdicts == 2 * 6 * settings.evaluation.seeds
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count("The quota [of today] is used up.") == 1
+    assert f"evaluate--resume{settings.run.path}" in said.replace(" ", "")
+    text = io.StringIO()
+    report.show(found, kl_budget=10.0, confidence=0.95, console=Console(file=text, width=80))
+    assert re.search(r"[1-9]\d* never came", " ".join(text.getvalue().split()))
+    assert len(list(csv.DictReader((found.folder / "winrates.csv").open()))) == len(found.wins)
+    monkeypatch.undo()
+    small.few_documents(monkeypatch)
+    assert evaluate(settings, ["slic"], resume=True).wins == before.wins
+
+
+def test_other_documents_do_not_go_on_with_the_numbers_of_these(tldr, monkeypatch, tmp_path):
+    """As when a library whose docstrings are read is upgraded."""
+    settings, _ = tldr
+    monkeypatch.setenv("DISCOJAX_CACHE", str(tmp_path))
+    documents = docstrings.extract()
+    monkeypatch.setattr(docstrings, "extract", lambda: [d for d in documents if "lax" not in d.name])
+    with pytest.raises(UserError, match="was measured on other data than tldr has now"):
+        evaluate(settings, ["slic"], resume=True)
+
+
+def test_too_few_prompts_are_told_before_anything_is_trained(tmp_path, monkeypatch):
+    for module in (evaluating, tuning):
+        monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("a lane trained"))
+    for which, split in (("prompts", "report"), ("search_prompts", "select")):
+        settings = config(tmp_path, f"run.name={which}", f"evaluation.{which}=9999")
+        with pytest.raises(UserError, match=rf"prompts for '{split}', and 9999 are asked for"):
+            evaluate(settings, ["dpo"])
+        assert not lanes(settings)
+
+
 @pytest.mark.parametrize("judge", ["gpt", "gemni:flash", "gemini:", "proxi"])
 def test_a_judge_that_there_is_not_is_told_before_anything_is_trained(judge, tmp_path):
     settings = config(tmp_path, f"evaluation.judge='{judge}'")
@@ -282,6 +340,10 @@ def holes(prompts, completions):
     found = evaluate(settings, ["dpo"])
     assert found.lines[0].reward.value == found.lines[1].reward.value > 2  # of the prompt alone
     assert found.lines[1].gain.value == 0 and found.gains["dpo"] == 1.0
+    assert evaluate(settings, ["dpo"], resume=True).lines == found.lines
+    (tmp_path / "own_reward_of_the_test.py").write_text(f"{text}# edited\n")
+    with pytest.raises(UserError, match="was measured on other data than imdb has now"):
+        evaluate(settings, ["dpo"], resume=True)
     settings = config(tmp_path, *few, "run.name=holes", "evaluation.reward='own_reward_of_the_test:holes'")
     with pytest.raises(UserError, match="no finite number for 1 of 12 completions"):
         evaluate(settings, ["dpo"])
@@ -337,8 +399,3 @@ def test_empty_completions_are_counted_and_said(imdb):
                 console=Console(file=text, width=100))  # fmt: skip
     every = sum(one.empty for one in found.lines) + line.empty
     assert f"{every} of all {12 * 2 * 8} completions are empty" in " ".join(text.getvalue().split())
-
-
-def test_distinct_counts_across_all_texts():
-    assert distinct(["a b", "a b"], 1) == 0.5 and distinct(["a b", "a b"], 2) == 0.5
-    assert distinct(["a b c", ""], 2) == 1.0

@@ -16,7 +16,7 @@ from discojax.search.opening import open_run
     [
         "proposer.base_url=http://127.0.0.1:9/v1", "proposer.timeout=7", "proposer.attempts=2",
         "proposer.models=[another]", "proposer.output_tokens=300", "budget.dollars=9", "run.name=moved",
-        "evaluation.objectives=[dpo, exp]",
+        "evaluation.objectives=[dpo, exp]", "evaluation.judge='openai:qwen3'", "evaluation.judged=7",
     ],
 )  # fmt: skip
 def test_a_run_goes_on_with_another_way_to_its_proposer_or_another_budget(change, tmp_path):
@@ -28,13 +28,23 @@ def test_a_run_goes_on_with_another_way_to_its_proposer_or_another_budget(change
 
 
 @pytest.mark.parametrize(
-    "change", ["search.betas=[0.2]", "run.seed=1", "proposer.history=false", "proposer.path=elsewhere"]
-)
+    "change",
+    ["search.betas=[0.2]", "run.seed=1", "proposer.history=false", "proposer.path=elsewhere",
+     "evaluation.confidence=0.9", "evaluation.bootstrap=7", "evaluation.steps=7"],
+)  # fmt: skip
 def test_a_run_does_not_go_on_with_what_changes_its_scores_or_what_it_compares(change, tmp_path):
     old, new = (load(None, [f"run.directory={tmp_path}", *changes]) for changes in ([], [change]))
     archives.close(open_run(old, resume=False))
     with pytest.raises(UserError, match="another configuration"):
         open_run(new, resume=True)
+
+
+@pytest.mark.parametrize("change", ["evaluation.confidence=0.9", "evaluation.bootstrap=7"])
+def test_an_evaluation_goes_on_with_other_intervals(change, tmp_path):
+    """They decide a search's races, and in an evaluation only what is said of the lanes."""
+    old, new = (load(None, [f"run.directory={tmp_path}", *changes]) for changes in ([], [change]))
+    archives.close(open_run(old, False, "evaluate"))
+    archives.close(open_run(new, True, "evaluate"))
 
 
 def test_the_config_of_a_run_says_which_objectives_it_was_given(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,16 @@ def test_a_verdict_is_paid_for_once(tmp_path):
     assert len(another.asked) == 6  # another model's verdicts are other verdicts
 
 
+def test_a_reply_that_was_cut_or_withheld_is_asked_for_again_and_settings_are_part_of_a_verdict(tmp_path):
+    cut, _ = judge(lambda post, a, b: "" if "first" in post else "Comparison: it", tmp_path)
+    assert cut.compare(POSTS, OURS, THEIRS).unparseable.sum() == 6
+    one, model = judge(lambda post, a, b: says("A"), tmp_path)
+    assert np.isfinite(one.compare(POSTS, OURS, THEIRS).win).all() and len(model.asked) == 6
+    other, another = judge(lambda post, a, b: says("B"), tmp_path)
+    replace(other, settings="thinking").compare(POSTS, OURS, THEIRS)
+    assert len(another.asked) == 6
+
+
 def test_replies_that_never_came_are_asked_for_again(tmp_path):
     one, _ = judge(lambda post, a, b: says("A"), tmp_path)
     failing, _ = judge(
@@ -139,6 +150,13 @@ def test_an_empty_completion_is_shown_as_such(tmp_path):
         ("**Preferred:** B", 0.0), ("Preferred: Summary A", 1.0), ("A", 1.0), ("It is B that\nB", 0.0),
         ("", None), ("I prefer both.", None), ("Preferred: C", None), ("Preferred: A\nPreferred: B", None),
         ("Comparison: A is preferred. A is short.", None), ("Comparison: none.\nPreferred: A or B", None),
+        ("Preferred: A (it is concise)", 1.0), ("Preferred: B, because A rambles.", 0.0),
+        ("Preferred: A because it is short", 1.0), ("Preferred: TIE (both are short)", 0.5),
+        ("Preferred: A (a more precise one)", 1.0), ("**Preferred:** Summary B - shorter", 0.0),
+        ("Preferred: A, and clearly so.", 1.0), ("Preferred: A\nB is too long.", 1.0),
+        ("Preferred: <A, B or TIE>", None), ("Preferred: A, or B", None), ("Preferred: A/B", None),
+        ("Preferred: A, and Summary B", None), ("Preferred: a good one", None),
+        ("Preferred: A, because.\nPreferred: B, because.", None),
     ],
 )  # fmt: skip
 def test_what_is_a_verdict(reply, verdict):

@@ -11,7 +11,7 @@ from flax import nnx
 from discojax.data import tokenizer
 from discojax.errors import UserError
 from discojax.policies.encoder import Encoder, EncoderConfig
-from discojax.tasks.own_rewards import entry_point, own_reward
+from discojax.tasks.own_rewards import counted, entry_point, own_reward
 
 MODULE = """
 def score(prompts, completions):
@@ -108,3 +108,16 @@ def test_a_classifier_scores_whole_texts_whatever_is_beside_them(model):
     logits = np.asarray(encoder(np.asarray([ids], np.int32), np.asarray([len(ids)], np.int32)))[0]
     expected = np.exp(logits[1]) / np.exp(logits).sum()
     assert values[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_text_too_long_for_a_classifier_keeps_what_is_scored_and_is_counted(model):
+    _, words = model
+    counts: dict[str, int] = {}
+    reward = counted(own_reward("some/model"), counts)
+    prompt = "a dull film that never ends " * 30
+    assert len(words.encode(prompt).ids) > 2 * 40
+    values = reward([prompt, prompt, "a"], [" a fine film", " a dull film", " fine film"])
+    assert abs(values[0] - values[1]) > 1e-6  # what differs is the completion
+    tail = words.decode(words.encode(f"{prompt} a fine film").ids[-40:])
+    assert values[0] == pytest.approx(reward([""], [tail])[0], abs=1e-5)
+    assert counts == {"texts scored": 4, "of them cut": 2}

@@ -140,6 +140,41 @@ def test_prompts_of_another_source_report_and_those_that_training_has_do_not(hom
         build(home, prompts="prompts.txt", report_reward="rouge")
 
 
+def test_rows_of_prompts_that_are_left_out_are_named(home):
+    rows = [json.dumps({"prompt": f"a film about {what} and time"}) for what in ("war", "love", "cats")]
+    rows[1:1] = ["{", json.dumps({"prompt": 3})]
+    (home / "asked.jsonl").write_text("\n".join(rows))
+    task = build(home, prompts="asked.jsonl")
+    assert [one.partition(":")[0] for one in task.facts["named"][-2:]] == [
+        "asked.jsonl, line 2", "asked.jsonl, line 3",
+    ]  # fmt: skip
+    assert "of prompts first asked.jsonl, line 2: not JSON" in task.facts["data"][0]
+
+
+def test_what_is_given_has_a_hash_that_weights_have_no_part_in(home, task):
+    other = replace(CONFIG, own=OWN, sft=SftConfig(steps=5, batch=8))
+    again = catalogue.build_all(["preferences"], other, root=home / "cache")["preferences"]
+    assert again.identity != task.identity and again.source == task.source
+    lines = (home / "pairs.jsonl").read_text().splitlines()
+    kept = trained(task)
+    texts = task.decode(sorted(kept))
+    at = next(
+        i for i, line in enumerate(lines) if '"rejected"' in line and json.loads(line)["prompt"] in texts
+    )
+    row = json.loads(lines[at])
+    lines[at] = json.dumps({**row, "chosen": row["rejected"], "rejected": row["chosen"]})
+    (home / "swapped.jsonl").write_text("\n".join(lines))
+    swapped = build(home, pairs="swapped.jsonl")
+    assert swapped.texts["report"] == task.texts["report"]
+    assert swapped.source != task.source
+    module = home / "lengths.py"
+    text = module.read_text()
+    module.write_text(f"{text}# edited\n")
+    assert build(home).source != task.source
+    module.write_text(text)
+    assert build(home).source == task.source
+
+
 def test_rouge_is_with_what_was_chosen(home):
     task = build(home, report_reward="rouge")
     given = task.decode(task.prompts["report"].rows())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -122,19 +124,35 @@ def test_the_reviews_go_through_a_builder_too(few, tmp_path, monkeypatch):
     assert found == set(zip(texts.texts, texts.labels.tolist(), texts.sources, strict=True))
 
 
-def test_our_builder_has_a_name_in_tfds(few, tmp_path, monkeypatch):
-    """As others are read: prepared on first use where TFDS keeps its data, and read from there."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    importlib.import_module("discojax.tasks.builders")  # registers it
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    bodies = {document.body for document in docstrings.extract()}
-    for _ in range(2):
-        rows = [row for _, row in read_rows("tfds:docstrings", "train")]
-        assert {row["document"].decode() for row in rows} == bodies
-        assert len(list(tmp_path.glob("docstrings/*/*.array_record*"))) == 1
-    with pytest.raises(UserError, match=r"The data set 'docstring' .* could not be had from TFDS"):
-        list(read_rows("tfds:docstring", "train"))
+def test_packaged_data_are_read_by_name_and_a_copy_goes_stale_with_its_libraries(tmp_path):
+    """In a process that has imported no builder, as the command line's has not."""
+    pytest.importorskip("tensorflow_datasets")
+    code = """
+from discojax.data.readers import read_rows
+from discojax.errors import UserError
+from discojax.tasks import docstrings, preferences
+
+def texts():
+    return [row["document"].decode() for _, row in read_rows("tfds:docstrings", "train")]
+
+docstrings.extract = lambda: [docstrings.Document(text, text, "Sum.") for text in ("of these", "two")]
+print(texts() == texts() == ["of these", "two"])
+docstrings.extract = lambda: [docstrings.Document("a", "of others", "Sum.")]
+print(texts() == ["of these", "two"])
+docstrings.versions = lambda: {"jax": "upgraded"}
+print(texts() == ["of others"])
+try:
+    list(read_rows("tfds:docstring", "train"))
+except UserError as error:
+    print("'docstring'" in str(error))
+from discojax.tasks import builders
+print(builders.Docstrings.VERSION != builders._version(builders._libraries()))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "DISCOJAX_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert found.stdout.split() == ["True"] * 5, found.stderr
 
 
 def test_without_tfds_the_documents_are_the_same_in_the_same_order(folder, few, monkeypatch):
