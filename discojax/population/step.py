@@ -12,7 +12,6 @@ their shares of its gradient. Over `model` the weights are divided and gathered 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +30,7 @@ from discojax.objectives import machine
 from discojax.objectives.types import LogProbs
 from discojax.policies.logprobs import pair_logps
 from discojax.population.lanes import LaneSettings, LaneState
+from discojax.population.margins import MARGIN_EDGES
 from discojax.population.mesh import manual_axes, rows_per_device
 from discojax.population.optimizer import OptimizerConfig, apply, make_optimizer, schedule
 from discojax.population.order import batch_indices
@@ -69,10 +69,6 @@ class StepConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
     accumulate: int = 1
-
-
-MARGIN_EDGES = tuple(round(math.sinh(0.2 * i + 0.1), 3) for i in range(-26, 26))
-"""Log-ratio margins in nats that `StepMetrics.reached` counts by: close together near 0, out to ±90."""
 
 
 class StepMetrics(NamedTuple):

@@ -19,9 +19,10 @@ import numpy as np
 from discojax.population import operations
 from discojax.population.checkpoint import Held
 from discojax.population.lanes import Job, LaneSettings, idle_settings, stack_jobs
+from discojax.population.margins import MARGIN_EDGES
 from discojax.population.operations import Station, perform
 from discojax.population.seating import Seating
-from discojax.population.step import MARGIN_EDGES, StepMetrics
+from discojax.population.step import StepMetrics
 from discojax.population.stopping import Deferral, deferred
 
 __all__ = ["WAITING", "Finished", "LaneMetrics", "Progress", "Waiting", "chunk_for", "train"]

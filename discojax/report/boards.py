@@ -16,11 +16,11 @@ from jaxtyping import Float
 from discojax.config import Config
 from discojax.report import leaderboard, plots
 from discojax.report.leaderboard import Row
-from discojax.search.laboratory import SFT, Measured
 from discojax.search.racing import judge
 from discojax.search.records import Evaluation
 from discojax.search.rungs import BASELINE
 from discojax.search.statistics import Comparison, Samples, interval, mean
+from discojax.search.trials import SFT, Measured
 
 __all__ = ["Board", "board", "rows", "series"]
 

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from discojax.search.finals import Control
 from discojax.search.statistics import Comparison, Estimate, interval
+from discojax.search.trials import Control
 
 __all__ = ["cells", "headings", "read", "table"]
 

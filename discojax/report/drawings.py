@@ -12,8 +12,8 @@ from discojax.report import boards, charts, formulas, search_charts
 from discojax.report.boards import Board
 from discojax.report.entries import Entry, ancestors
 from discojax.report.gather import Run
-from discojax.search.arms import SEARCH
 from discojax.search.rungs import BASELINE
+from discojax.search.trials import SEARCH
 
 __all__ = ["Drawn", "draw"]
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from discojax import candidates, objectives
-from discojax.candidates import Program
 from discojax.errors import UserError
 from discojax.report import formulas
 from discojax.report.boards import Board
 from discojax.report.gather import Run
 from discojax.report.leaderboard import Row
-from discojax.search.arms import SEARCH
-from discojax.search.laboratory import SFT
 from discojax.search.records import Attempt, Evaluation
 from discojax.search.rungs import FINAL, REPORT, TRAIN, TUNING
+from discojax.search.trials import SEARCH, SFT
+
+if TYPE_CHECKING:
+    from discojax.candidates import Program
 
 __all__ = ["Entry", "ancestors", "entries", "stage"]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from discojax.config import Config
-from discojax.population.step import MARGIN_EDGES
+from discojax.population.margins import MARGIN_EDGES
 from discojax.proposers.budget import Spent
 from discojax.search import archive as archives
 from discojax.search import schema

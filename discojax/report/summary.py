@@ -9,8 +9,8 @@ from discojax.objectives.curves import curve
 from discojax.report import boards, controls, leaderboard, plots
 from discojax.report.leaderboard import Row
 from discojax.search.discover import BASELINE, Outcome, save_results
-from discojax.search.laboratory import Contender
 from discojax.search.statistics import Estimate, interval, mean
+from discojax.search.trials import Contender
 
 __all__ = ["rows", "sft_gain", "show"]
 

@@ -22,12 +22,11 @@ from discojax.errors import UserError
 from discojax.proposers.choose import make_proposer
 from discojax.proposers.types import Ledger, Proposer
 from discojax.search.archive import Archive
-from discojax.search.laboratory import Contender
 from discojax.search.proposals import Notebook
+from discojax.search.trials import SEARCH, Contender
 
-__all__ = ["SEARCH", "Arm", "make_arms", "tuned"]
+__all__ = ["Arm", "make_arms", "tuned"]
 
-SEARCH = "search"
 _TUNED = ("dpo", "ipo", "slic")
 _WIDEST = 4.0  # times the run's learning rate, and a fourth of it
 _PREFIXES = {"random_mutation": "random_", "best_of_n": "unled_"}

@@ -24,17 +24,9 @@ from discojax.proposers.budget import used_up
 from discojax.proposers.types import Interruptible
 from discojax.search import archive as archives
 from discojax.search import proposals
-from discojax.search.arms import SEARCH, Arm
+from discojax.search.arms import Arm
 from discojax.search.display import Display
-from discojax.search.laboratory import (
-    Contender,
-    Laboratory,
-    assemble,
-    known,
-    name_of,
-    record,
-    wanted,
-)
+from discojax.search.laboratory import Laboratory, assemble, known, name_of, record, wanted
 from discojax.search.ledger import RunLedger
 from discojax.search.monitor import Monitor
 from discojax.search.prefetch import Prefetcher
@@ -42,6 +34,7 @@ from discojax.search.racing import keep_best
 from discojax.search.rungs import BASELINE, judged, lane_steps, rung_trial, shares
 from discojax.search.schedule import Plan, Schedule
 from discojax.search.statistics import Comparison
+from discojax.search.trials import SEARCH, Contender
 
 __all__ = ["Race", "Raced", "search"]
 

@@ -8,42 +8,21 @@ held-out evaluation. Each control's elites go through the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from discojax.config import Config
-from discojax.search.arms import SEARCH, Arm
+from discojax.search.arms import Arm
 from discojax.search.brackets import Raced
 from discojax.search.display import Display
-from discojax.search.laboratory import Contender, Laboratory, Measured, measure
+from discojax.search.laboratory import Laboratory, measure
 from discojax.search.racing import keep_best
 from discojax.search.rungs import BASELINE, elite_trial, judged, lane_steps
-from discojax.search.statistics import Comparison, Estimate, compare
+from discojax.search.statistics import Estimate, compare
+from discojax.search.trials import SEARCH, Contender, Control, Measured
 
-__all__ = ["Control", "controls", "elites", "finalists", "only"]
-
-
-@dataclass(frozen=True)
-class Control:
-    """One line of the table of controls; the search itself is the first.
-
-    Attributes:
-      name: "search", or one of `search.controls`.
-      proposed, accepted: candidates.
-      lane_steps: optimisation steps that its candidates were given, elites included.
-      best: the objective that its elites' measurements put first; "" if none trained.
-      comparison: of that one with the baseline, held out, by itself.
-      lead: how far the search's best lies above this one's, held out; None for the search.
-    """
-
-    name: str
-    proposed: int
-    accepted: int
-    lane_steps: int
-    best: str = ""
-    comparison: Comparison | None = None
-    lead: Estimate | None = None
+__all__ = ["controls", "elites", "finalists", "only"]
 
 
 def elites(

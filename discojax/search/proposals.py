@@ -13,8 +13,8 @@ from discojax.proposers.selection import Member
 from discojax.proposers.types import Proposal, Proposer, Scored
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Attempt
-from discojax.search.laboratory import Contender
 from discojax.search.statistics import Comparison, interval
+from discojax.search.trials import Contender
 
 __all__ = ["Notebook", "admit_library", "history", "propose"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from discojax.search.laboratory import Contender, Measured
 from discojax.search.statistics import Comparison, compare, lower_bound, survivors
+from discojax.search.trials import Contender, Measured
 
 __all__ = ["judge", "keep_best"]
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 
 from discojax.config import Config
 from discojax.errors import UserError
-from discojax.search.laboratory import Measured, Trial
 from discojax.search.racing import judge
 from discojax.search.statistics import Comparison
+from discojax.search.trials import Measured, Trial
 
 __all__ = [
     "BASELINE",

@@ -11,7 +11,7 @@ from discojax import objectives
 from discojax.objectives import LogProbs
 from discojax.population import StepMetrics, batch_indices
 from discojax.population.lanes import idle_settings, stack_jobs
-from discojax.population.step import MARGIN_EDGES
+from discojax.population.margins import MARGIN_EDGES
 
 STEPS = 5
 

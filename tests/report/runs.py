@@ -15,15 +15,15 @@ import numpy as np
 
 from discojax import candidates, objectives
 from discojax.config import Config, dump, load
-from discojax.population.step import MARGIN_EDGES
+from discojax.population.margins import MARGIN_EDGES
 from discojax.proposers.evolution import Evolution
 from discojax.proposers.types import Scored
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Attempt, Evaluation, EvaluationKey
-from discojax.search.finals import Control
 from discojax.search.records import plain
 from discojax.search.rungs import final_trial, rung_trial
 from discojax.search.statistics import Comparison, Estimate
+from discojax.search.trials import Control
 
 LIBRARY = ("dpo", "ipo", "slic", "discopop")
 _NEITHER = Comparison(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from discojax import candidates, objectives
-from discojax.search.laboratory import Contender, Measured
 from discojax.search.racing import judge, keep_best
 from discojax.search.statistics import Samples
+from discojax.search.trials import Contender, Measured
 
 NAMES = ("dpo", "ipo", "slic", "exp", "cell")
 ORIGINS = {"exp": "proposed", "cell": "proposed"}

@@ -24,19 +24,21 @@ from discojax import candidates, objectives
 from discojax.config import Config
 from discojax.population.lanes import LaneSettings, LaneState
 from discojax.population.operations import Station
-from discojax.population.step import MARGIN_EDGES, StepMetrics
+from discojax.population.margins import MARGIN_EDGES
+from discojax.population.step import StepMetrics
 from discojax.population.training import Progress
 from discojax.proposers.types import Proposal, Scored
 from discojax.search import archive as archives
 from discojax.search import proposals
 from discojax.search.archive import Archive
-from discojax.search.arms import SEARCH, make_arms
+from discojax.search.arms import make_arms
 from discojax.search.brackets import Race
 from discojax.search.display import Display
-from discojax.search.laboratory import Contender, Laboratory, Trial
+from discojax.search.laboratory import Laboratory
 from discojax.search.ledger import RunLedger
 from discojax.search.logs import FILE, Log, jsonl
 from discojax.search.prefetch import Prefetcher
+from discojax.search.trials import SEARCH, Contender, Trial
 from discojax.tasks.measure import Measurement
 
 DIVERGING = 29  # one program in so many diverges
