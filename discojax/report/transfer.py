@@ -45,25 +45,25 @@ def _table(title: str, caption: str, *headings: str) -> Table:
 
 
 def _verdicts(transferred: Transferred, name: str, confidence: float) -> Table:
-    searched = transferred.searched[name]
     table = _table(
         name,
         f"Differences are of frontier areas, with {100 * confidence:g} % intervals, paired by seed and "
         "prompt; verdicts are Holm-corrected over finalists and baselines.",
         "stage", "", "area", f"vs {BASELINE}", "verdict",
     )  # fmt: skip
-    base = transferred.searched.get(BASELINE, np.nan)
-    table.add_row("search", "what it was chosen by", f"{searched:.3f}", f"{searched - base:+.3f}", "")
-    for stage in transferred.stages:
-        found = stage.comparisons[name]
+    rows = [(stage.name, stage.detail, stage.comparisons[name]) for stage in transferred.stages]
+    if name in transferred.search:
+        rows.insert(0, ("search", "what it was chosen by", transferred.search[name]))
+    for stage, detail, found in rows:
         failed = found.verdict == "failed"
         low, high = interval(found.difference, confidence)
         table.add_row(
-            Text(stage.name),
-            Text(stage.detail),
+            Text(stage),
+            Text(detail),
             "" if failed else f"{found.score.value:.3f}",
             "" if failed else f"{found.difference.value:+.3f} [{low:+.3f}, {high:+.3f}]",
-            Text(found.verdict),
+            # The search chose it among many by this very number, so its difference is no verdict.
+            Text("" if stage == "search" else found.verdict),
         )
     return table
 

@@ -14,7 +14,7 @@ the search's score with a stage's says whether the search measures the right thi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from discojax.search.laboratory import measure
 from discojax.search.logs import Log
 from discojax.search.opening import build_laboratory, given, open_run
 from discojax.search.proposals import Notebook
+from discojax.search.records import Evaluation
 from discojax.search.rungs import BASELINE, TRANSFER, assert_fresh, final_trial, judged, rung_trial, seeds
 from discojax.search.statistics import Comparison, Samples
 from discojax.search.trials import SFT, Contender, Measured, Trial
@@ -55,12 +56,14 @@ class Found:
       others: the other objectives of its first rung, likewise.
       scores: the frontier area of every objective in that rung, on the search's prompts.
       seeds: every training seed that it used.
+      search: the finalists and the baseline in that rung, with intervals.
     """
 
     finalists: tuple[Contender, ...]
     others: tuple[Contender, ...]
     scores: Mapping[str, float]
     seeds: frozenset[int]
+    search: Mapping[str, Comparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Transferred:
       finalists, baselines: names.
       searched: the search's own score of every objective that went along.
       stages: in order.
+      search: `Found.search`.
     """
 
     source: Path
@@ -100,6 +104,7 @@ class Transferred:
     baselines: tuple[str, ...]
     searched: Mapping[str, float]
     stages: tuple[Stage, ...]
+    search: Mapping[str, Comparison] = field(default_factory=dict)
 
 
 def transfer(config: Config, tasks: Mapping[TaskName, Config]) -> Transferred:
@@ -136,7 +141,7 @@ def transfer(config: Config, tasks: Mapping[TaskName, Config]) -> Transferred:
                              log, rescored=number == 1)  # fmt: skip
     searched = {c.name: found.scores.get(c.name, np.nan) for c in contenders}
     finalists = tuple(c.name for c in found.finalists)
-    return Transferred(source, config.run.path, finalists, baselines, searched, tuple(stages))
+    return Transferred(source, config.run.path, finalists, baselines, searched, tuple(stages), found.search)
 
 
 def _tuning(rung: int) -> int:
@@ -282,7 +287,32 @@ def found_by(config: Config) -> Found:
         (chosen if attempt.name in last else others).append(Contender(attempt.name, program, "proposed"))
     if not chosen:
         raise UserError(f"No finalist of {folder} was proposed, so there is nothing of its own to transfer.")
-    return Found(tuple(chosen), tuple(others), scores, frozenset(e.key.seed for e in lanes))
+    found = _compared(config, lanes, first, [c.name for c in chosen])
+    return Found(tuple(chosen), tuple(others), scores, frozenset(e.key.seed for e in lanes), found)
+
+
+def _compared(
+    config: Config, lanes: Sequence[Evaluation], trial: Trial, names: Sequence[str]
+) -> dict[str, Comparison]:
+    """Objectives against the baseline in a rung; none where the archive lacks a lane of these settings."""
+    of = {
+        (lane.key.objective, lane.key.beta, lane.key.seed): lane
+        for lane in lanes
+        if (lane.key.rung, lane.key.task, lane.key.split) == (trial.rung, trial.task, trial.split)
+    }
+    nothing = {"reward": np.full(trial.prompts, np.nan), "kl": np.full(trial.prompts, np.nan)}
+
+    def grid(name: str, what: str, betas: Sequence[float] = trial.betas) -> np.ndarray:
+        found = [[of[name, beta, seed] for seed in trial.seeds] for beta in betas]
+        rows = [[(e.per_prompt if e.status == "ok" else nothing)[what] for e in row] for row in found]
+        return np.asarray(rows, np.float64)
+
+    try:
+        samples = {name: Samples(grid(name, "reward"), grid(name, "kl")) for name in (BASELINE, *names)}
+        (sft,) = grid(SFT, "reward", (0.0,))
+    except KeyError:
+        return {}
+    return judged(config, Measured(samples, sft.mean(0), sft))
 
 
 def _archived(config: Config, lanes, rung: int, task: str, split: str) -> dict[str, float]:

@@ -38,7 +38,8 @@ def evaluated():
     )  # fmt: skip
     chosen = {"dpo": Choice(1e-3, 0.01), "discopop": Choice(2e-3, 2.5)}
     return Evaluated(
-        Path("nowhere"), trial, (), chosen, (1e-3, 2e-3), Measured({}, np.zeros(256), np.zeros((3, 256))), {}, lines,
+        Path("nowhere"), trial, (), chosen, (1e-3, 2e-3),
+        Measured({}, np.zeros(256), np.zeros((3, 256))), {}, lines,
         {"dpo": 0.004, "discopop": 0.3},
         {"discopop": Tuned(estimate(-0.01), estimate(-3.0), 0.6, 0.012)}, (), {},
     )  # fmt: skip

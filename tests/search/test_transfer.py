@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from discojax.report import transfer as report
 from discojax.search import archive as archives
 from discojax.search import discover, proposals, transfer
 from discojax.search.correlation import rank_correlation
-from discojax.search.laboratory import Contender
 from discojax.search.opening import given
 from discojax.search.records import Attempt, Evaluation, EvaluationKey
 from discojax.search.rungs import final_trial, rung_trial
 from discojax.search.statistics import Samples, compare
 from discojax.search.transfer import Found, Stage, Transferred, found_by
+from discojax.search.trials import Contender
 
 _spec = importlib.util.spec_from_file_location("small_data", Path(__file__).with_name("small.py"))
 assert _spec and _spec.loader
@@ -152,7 +153,9 @@ def transferred(tmp_path):
         correlation = rank_correlation([1, 2, 3, 4, 5], [2, 1, 3, 5, 4])
         stages.append(Stage(name, "detail", comparisons, {"find": 0.1, "dpo": 0.08}, correlation))
     searched = {"find": 0.12, "dpo": 0.08}
-    return Transferred(tmp_path, tmp_path, ("find",), ("dpo",), searched, tuple(stages))
+    return Transferred(
+        tmp_path, tmp_path, ("find",), ("dpo",), searched, tuple(stages), stages[0].comparisons
+    )  # fmt: skip
 
 
 def test_each_finalist_has_a_verdict_in_every_stage_and_the_correlation_its_interval(transferred):
@@ -162,6 +165,8 @@ def test_each_finalist_has_a_verdict_in_every_stage_and_the_correlation_its_inte
     for stage in ("search", "other seeds", "imdb", "other policy"):
         assert stage in shown
     assert "+0.80 [" in shown and "-0.12" in shown
+    (row,) = (line for line in shown.splitlines() if line.lstrip().startswith("search"))
+    assert re.search(r"\+0\.\d{3} \[[+-]0\.\d{3}, \+0\.\d{3}\]", row) and "better" not in row
     (sentence,) = report.summary(transferred)
     assert sentence == "find against dpo: better in other seeds; worse in other policy."
     kept = json.loads((transferred.folder / "transfer.json").read_text())
@@ -190,6 +195,8 @@ def test_a_run_transferred_whole(tmp_path, monkeypatch):
     found, again = results
     names = [stage["name"] for stage in found["stages"]]
     assert names == ["other seeds", "imdb", "other reward", "tldr", "other policy"]
+    for name in found["finalists"]:
+        assert found["search"][name]["score"]["value"] == pytest.approx(found["searched"][name], abs=1e-5)
     assert len(found["finalists"]) == 1 and set(found["baselines"]) == {"dpo", "slic"}
     assert len(found["searched"]) == 5
     for stage in found["stages"]:
