@@ -205,12 +205,14 @@ class Finetune:
     `policy` and `data` are a directory or file, or an id on the hub; of `split` at most `pairs` are read
     (0 is all), and the share `held_out` of their prompts is not trained on. A null `learning_rate` is
     5e-7, as in the DiscoPOP paper, or for adapters 5e-6, as TRL's DPO script has it. `steps` replaces
-    `epochs`. A device takes up to `micro_batch` pairs at a time; there are `data_devices` copies of the
-    policy, each divided over `model_devices` (0: all that are left), and all devices share a batch equally.
-    What is saved is the whole policy, or adapters.
+    `epochs`. `revision` is the policy's branch, tag or commit on the hub, `attention` by what attention is
+    computed (`auto`: as JAX chooses; `cudnn`: an NVIDIA GPU, bfloat16). A device takes up to `micro_batch`
+    pairs at a time; there are `data_devices` copies of the policy, each divided over `model_devices` (0: all
+    that are left), and all devices share a batch equally. What is saved is the whole policy, or adapters.
     """
 
     policy: str = ""
+    revision: str = ""
     tokenizer: str = ""
     data: str = ""
     split: str = "train"
@@ -233,6 +235,7 @@ class Finetune:
     weight_decay: Annotated[float, Range(least=0)] = 0.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: Literal["none", "dots", "block"] = "block"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     data_devices: Count = 1
     model_devices: Natural = 0
     checkpoint: Count = 50
@@ -241,6 +244,8 @@ class Finetune:
     def __post_init__(self) -> None:
         if self.save == "adapters" and not self.lora.rank:
             raise UserError("finetune.save=adapters needs adapters: set finetune.lora.rank, such as 16.")
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise UserError("finetune.attention=cudnn is for bfloat16: set finetune.dtype to it.")
         model = self.model_devices or 1
         if self.batch % (self.data_devices * model):
             factors = f"finetune.data_devices ({self.data_devices}) times model_devices ({model})"
@@ -329,12 +334,30 @@ class Config:
     run: Run = Run()
 
     def __post_init__(self) -> None:
+        if self.policy.attention == "cudnn" and self.population.dtype != "bfloat16":
+            raise UserError("policy.attention=cudnn is for bfloat16: set population.dtype to it.")
         tokens = 1 + self.task.prompt_tokens + self.task.completion_tokens
         if self.policy.pretrained is None and tokens > self.policy.max_length:
             raise UserError(
                 f"task.prompt_tokens + task.completion_tokens + 1 ({tokens}) do not fit into "
                 f"policy.max_length ({self.policy.max_length}): raise the one or lower the others."
             )
+
+
+def _check_address(base_url: str) -> None:
+    """That nothing is in it but an address: it is kept with the run, and shown in its report."""
+    scheme, separator, rest = base_url.partition("://")
+    if re.search(r"[?#@]", base_url):
+        raise UserError(
+            "proposer.base_url is written into the run's files, so no user, password or key may stand in it: "
+            "leave out what is before '@' and from '?' on, put the key into an environment variable, and the "
+            "name of that into proposer.key_variable."
+        )
+    if not separator or scheme.lower() not in ("http", "https") or not rest.strip("/"):
+        raise UserError(
+            f"proposer.base_url ({base_url!r}) is no address: write it with http:// or https://, such as "
+            "http://localhost:11434/v1."
+        )
 
 
 _DEFAULT = "quickstart"

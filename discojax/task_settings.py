@@ -31,8 +31,10 @@ class Policy:
 
     Of the small one `width` is the model dimension and `max_length` in tokens; the supervised training
     of `sft` makes it. `pretrained` is a folder, a GGUF file, an id on the hub or `smollm2`, and takes
-    the place of all that; `tokenizer` is where its own is, if elsewhere; `remat` says what of its
-    activations is computed twice instead of kept. With `lora.rank` lanes train adapters over one base.
+    the place of all that; `revision` is a branch, tag or commit on the hub, `tokenizer` where its own
+    is, if elsewhere. `remat` says what of a policy's activations is computed twice instead of kept, and
+    `attention` by what attention is computed (`auto`: as JAX chooses; `cudnn`: an NVIDIA GPU, bfloat16).
+    With `lora.rank` lanes train adapters over one base.
     """
 
     layers: Count = 3
@@ -41,11 +43,15 @@ class Policy:
     vocab_size: Count = 4096
     max_length: Count = 32
     pretrained: str | None = None
+    revision: str = ""
     tokenizer: str = ""
     remat: Literal["none", "dots", "block"] = "none"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     lora: Lora = Lora(rank=0)
 
     def __post_init__(self) -> None:
+        if self.revision and self.pretrained is None:
+            raise UserError("policy.revision is of a policy on the hub: set policy.pretrained to its id too.")
         if self.width % self.heads:
             raise UserError(
                 f"policy.width ({self.width}) must be a multiple of policy.heads ({self.heads}): "

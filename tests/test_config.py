@@ -213,6 +213,13 @@ def test_a_bare_name_is_sought_in_configs_here_before_the_clones(
     assert load("mine").run.seed == load("mine.yaml").run.seed == 6
 
 
+def test_a_revision_and_cudnn_need_what_they_are_for() -> None:
+    assert "set policy.pretrained to its id too" in sentence(load, None, ["policy.revision=v1"])
+    assert load(None, ["policy.pretrained=a/b", "policy.revision=v1"]).policy.revision == "v1"
+    for settings in (["policy.attention=cudnn"], ["finetune.attention=cudnn", "finetune.dtype=float32"]):
+        assert "cudnn is for bfloat16" in sentence(load, None, settings)
+
+
 def test_the_quickstart_works_without_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("discojax.settings._CLONE", tmp_path)

@@ -97,8 +97,8 @@ class DecoderConfig:
       remat: what a block keeps for its gradient: everything it needs (`none`), the results of its
         matrix products (`dots`), or nothing but its input (`block`).
       attention: which implementation of `jax.nn.dot_product_attention`; `auto` is what JAX chooses,
-        `xla` today, but on a CPU attention written for one. `cudnn` wants a GPU, half precision, and
-        no `vmap` around it before JAX 0.12.
+        `xla` today, but on a CPU attention written for one. `cudnn` wants an NVIDIA GPU, and no `vmap`
+        around it before JAX 0.12; float32, and one query against a cache, go through `xla`.
 
     Raises:
       UserError: fields that contradict one another, or an unknown choice.

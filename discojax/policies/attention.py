@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,52 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from discojax.errors import UserError
 from discojax.policies.architecture import DecoderConfig
 from discojax.policies.dense import dense
 from discojax.policies.norms import Norm
 from discojax.policies.rotary import Angles, angles, rotate
 from discojax.policies.soft_cap import soft_cap, soft_cap_slope
 
-__all__ = ["Attention", "Branches", "KeyValueCache", "View", "Views"]
+__all__ = ["Attention", "Branches", "KeyValueCache", "View", "Views", "choose"]
 
 
 _FAR = jnp.iinfo(jnp.int32).max  # a position that no token sees, and more tokens than there are
+
+
+def choose(
+    config: DecoderConfig, attention: Literal["auto", "xla", "cudnn"], platform: str | None = None
+) -> DecoderConfig:
+    """The configuration with this implementation of attention.
+
+    Args:
+      config: of the decoder.
+      attention: see `DecoderConfig`.
+      platform: what it will run on, such as `"tpu"`; what JAX runs on here if None.
+
+    Raises:
+      UserError: the decoder, or the platform, cannot have it.
+    """
+    if attention == "auto":
+        return config
+    if config.attention_softcap is not None:
+        raise UserError(
+            f"attention={attention} cannot be had by a policy with soft-caps on its attention (Gemma 2): "
+            "JAX's implementations have none, so it is written out here. Leave attention at auto."
+        )
+    platform = platform or _platform()
+    if attention == "cudnn" and platform != "cuda":
+        raise UserError(
+            f"attention=cudnn takes an NVIDIA GPU, and this is for a {platform.upper()}: take xla, or leave "
+            "attention at auto."
+        )
+    return replace(config, attention=attention)
+
+
+def _platform() -> str:
+    """What JAX runs on, with `"cuda"` for NVIDIA's GPUs alone."""
+    backend = jax.default_backend()
+    return "cuda" if backend == "gpu" and "cuda" in jax.devices()[0].client.platform_version else backend
 
 
 class Branches(NamedTuple):
@@ -222,6 +259,8 @@ class Attention(nnx.Module):
         if _by_hand(self.config):
             return _plain(query, key, value, mask, scale, self.config.attention_softcap)
         chosen = self.config.attention
+        if chosen == "cudnn" and (query.shape[1] == 1 or query.dtype not in (jnp.bfloat16, jnp.float16)):
+            chosen = "xla"  # which has float32 and is as quick for one query
         return jax.nn.dot_product_attention(
             query,
             key,

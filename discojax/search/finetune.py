@@ -34,15 +34,15 @@ from discojax.population.lanes import Job
 from discojax.search import logs, storage, workbench
 from discojax.search.display import Display, display
 from discojax.search.held_out import HeldOut, measure
-from discojax.search.laboratory import Contender
 from discojax.search.opening import given
 from discojax.search.records import plain
+from discojax.search.trials import Contender
 from discojax.search.workbench import Bench
 
 __all__ = ["Tuned", "chosen", "finetune"]
 
 _FULL, _ADAPTERS = 5e-7, 5e-6  # learning rates: of the paper; of TRL's own script for adapters
-_PLACES = {"policy", "data", "tokenizer", "checkpoint", "save"}  # what does not change the weights
+_PLACES = {"policy", "revision", "data", "tokenizer", "checkpoint", "save"}  # not what it learns
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def finetune(config: Config) -> Tuned:
             f"{folder} is finished: its policy is in {folder / 'policy'}. Choose another run.name."
         )
     mesh = workbench.make_one_mesh(settings)
-    source = locate(settings.policy)
+    source = locate(settings.policy, revision=settings.revision or None)
     tokenizer = hub_tokenizers.load(settings.tokenizer or source)
     next(_rows(settings, sources.Account()), None)  # a mistake in the data is told before weights are read
     with display() as screen, jax.set_mesh(mesh), logs.opened(config, retaken=True) as log:

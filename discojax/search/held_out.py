@@ -66,6 +66,6 @@ def measure(
         return float(means.mean()), found
 
     accuracy, accuracy_interval = over_prompts(margins > 0)
-    if prompts > 1 and accuracy in (0.0, 1.0):  # every resample is the same: nothing varied, yet something could
+    if prompts > 1 and accuracy in (0.0, 1.0):  # nothing varied, yet something could
         accuracy_interval = rate_interval(Estimate(accuracy, 0.0, 0.0, 1, prompts), confidence)
     return HeldOut(len(margins), prompts, accuracy, accuracy_interval, *over_prompts(beta * margins))

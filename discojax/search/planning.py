@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from discojax.config import Config
 from discojax.errors import UserError
 from discojax.policies.architecture import DecoderConfig
+from discojax.policies.attention import choose
 from discojax.policies.lora import LoraConfig
 from discojax.policies.published import architecture_of
 from discojax.population.plan import Plan, Sizes, plan
@@ -68,17 +70,16 @@ def work_of(config: Config, devices: int) -> tuple[Work, Sizes]:
         return _finetune(config, devices)
     population, task = config.population, config.task
     implementation = "vmap" if population.implementation == "auto" else population.implementation
-    source = config.policy.pretrained
+    small, source = config.policy, config.policy.pretrained
     if source is None:
-        small = config.policy
         policy = DecoderConfig(
             small.vocab_size, small.layers, small.width, small.heads, small.max_length, remat=small.remat
         )
     else:
-        policy = replace(architecture_of(source), scan=True, remat=config.policy.remat)
+        policy = replace(architecture_of(source, small.revision or None), scan=True, remat=small.remat)
     lora = config.policy.lora
     work = Work(
-        replace(policy, attention="xla"),  # what `auto` is on a TPU, said since it is compiled on a CPU
+        _on_tpu(policy, small.attention),
         LoraConfig(lora.rank, lora.alpha, lora.targets) if lora.rank else None,
         population_step(config, implementation),
         population.lanes,
@@ -92,13 +93,15 @@ def work_of(config: Config, devices: int) -> tuple[Work, Sizes]:
 
 def _finetune(config: Config, devices: int) -> tuple[Work, Sizes]:
     settings = config.finetune
-    policy = replace(architecture_of(settings.policy), scan=True, remat=settings.remat, attention="xla")
+    policy = replace(
+        architecture_of(settings.policy, settings.revision or None), scan=True, remat=settings.remat
+    )
     lora = settings.lora
     length = min(settings.max_length, policy.max_length)
     tokens = min(settings.completion_tokens, length - 1)
     model = settings.model_devices or max(devices // settings.data_devices, 1)
     work = Work(
-        policy,
+        _on_tpu(policy, settings.attention),
         LoraConfig(lora.rank, lora.alpha, lora.targets) if lora.rank else None,
         finetune_step(settings, settings.data_devices * model),
         1,
@@ -107,6 +110,11 @@ def _finetune(config: Config, devices: int) -> tuple[Work, Sizes]:
         settings.pairs or _UNKNOWN_PAIRS,
     )
     return work, (1, settings.data_devices, model)
+
+
+def _on_tpu(policy: DecoderConfig, attention: Literal["auto", "xla", "cudnn"]) -> DecoderConfig:
+    # What `auto` is on a TPU is said, since it is compiled on a CPU.
+    return replace(choose(policy, attention, "tpu"), attention="xla")
 
 
 _UNKNOWN_PAIRS = 10_000  # of data that is not read here: a few bytes a token on every chip

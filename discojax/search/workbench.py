@@ -121,7 +121,7 @@ def load(settings: Finetune, seed: int, files: str | None = None) -> Bench:
     Raises:
       UserError: it cannot be had here, is no language model, or is another one than the leader's.
     """
-    mesh, source = make_one_mesh(settings), locate(settings.policy)
+    mesh, source = make_one_mesh(settings), locate(settings.policy, revision=settings.revision or None)
     here = _files(source)
     if files not in (None, here):
         raise UserError(f"{source} is not there what it is on the host of process 0: copy it from there.")
@@ -129,8 +129,9 @@ def load(settings: Finetune, seed: int, files: str | None = None) -> Bench:
     # Where all weights train they are float32 from the start; where they do not, as they compute.
     dtype = settings.dtype if settings.lora.rank else "float32"
     loaded = pretrained.load(
-        source, dtype=dtype, sharding=lambda shapes: shardings(mesh, shapes), scan=True, remat=settings.remat
-    )
+        source, dtype=dtype, sharding=lambda shapes: shardings(mesh, shapes), scan=True, remat=settings.remat,
+        attention=settings.attention,
+    )  # fmt: skip
     if not isinstance(loaded.policy, Decoder):
         raise UserError(f"{settings.policy} is a reward model, not a language model that can be trained.")
     return Bench(settings, seed, mesh, loaded)
@@ -161,7 +162,8 @@ def logps(
     with hosts.guarded():
         return reference.pair_logps(
             pairs, graph, *states, tokens=tokens, dtype=bench.settings.dtype,
-            rows=2 * micro_batch(bench.settings, bench.mesh.size) * bench.mesh.shape["model"], progress=progress,
+            rows=2 * micro_batch(bench.settings, bench.mesh.size) * bench.mesh.shape["model"],
+            progress=progress,
         )  # fmt: skip
 
 

@@ -96,13 +96,15 @@ def pretrained_base(
     from discojax.policies import pretrained
 
     settings = config.pretrained
-    source = locate(settings.source)
+    source = locate(settings.source, revision=settings.revision or None)
     tokenizer = hub_tokenizers.load(settings.tokenizer or source, root=root)
     name = f"policy ({settings.source})"
     report(name, 0, 1)
     place: Callable[[Any], Any] | None = None if mesh is None else partial(shardings, mesh)
     dtype = config.dtype if config.lora else "float32"
-    loaded = pretrained.load(source, dtype=dtype, sharding=place, scan=True, remat=settings.remat)
+    loaded = pretrained.load(
+        source, dtype=dtype, sharding=place, scan=True, remat=settings.remat, attention=settings.attention
+    )
     if not isinstance(loaded.policy, Decoder):
         raise UserError(f"{settings.source} is a reward model, not a language model that can be trained.")
     tokenizer = tokenizer.for_embedding(loaded.policy.config.vocab_size)

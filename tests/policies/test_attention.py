@@ -1,13 +1,16 @@
 """Attention against its textbook, one query at a time in NumPy, and rotary positions."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from discojax.errors import UserError
 from discojax.policies.architecture import DecoderConfig, Rope
-from discojax.policies.attention import Attention, View, Views
+from discojax.policies.attention import Attention, View, Views, choose
 from discojax.policies.rotary import angles, frequencies, rotate
 
 BATCH, TIME = 2, 7
@@ -32,14 +35,19 @@ def textbook(attention, x, window):
     return attention.output(mixed.reshape(BATCH * TIME, -1))
 
 
-@pytest.mark.parametrize("cap", [None, 1.5])
+# With soft-caps there is no choice.
+COMPUTED = [("auto", None), ("auto", 1.5), ("xla", None)]
+
+
+@pytest.mark.parametrize(("implementation", "cap"), COMPUTED)
 @pytest.mark.parametrize("scale", [None, 0.7])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 3])
-def test_attention_is_its_textbook(cap, scale, kv_heads, window):
+def test_attention_is_its_textbook(implementation, cap, scale, kv_heads, window):
     config = DecoderConfig(
-        61, width=12, heads=4, head_dim=6, kv_heads=kv_heads, attention_softcap=cap, query_scale=scale
-    )
+        61, width=12, heads=4, head_dim=6, kv_heads=kv_heads, attention_softcap=cap, query_scale=scale,
+        attention=implementation,
+    )  # fmt: skip
     attention = Attention(config, rngs=nnx.Rngs(0))
     x = 3 * jax.random.normal(jax.random.key(1), (BATCH * TIME, 12))
     expected = textbook(attention, x, window)
@@ -49,13 +57,14 @@ def test_attention_is_its_textbook(cap, scale, kv_heads, window):
         np.testing.assert_allclose(looped, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize(("implementation", "cap"), COMPUTED)
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_gradient_is_what_differentiation_makes_of_the_textbook(cap, kv_heads, window):
+def test_the_gradient_is_what_differentiation_makes_of_the_textbook(implementation, cap, kv_heads, window):
     config = DecoderConfig(
-        vocab_size=11, layers=1, width=16, heads=4, kv_heads=kv_heads, max_length=8, attention_softcap=cap
-    )
+        vocab_size=11, layers=1, width=16, heads=4, kv_heads=kv_heads, max_length=8, attention_softcap=cap,
+        attention=implementation,
+    )  # fmt: skip
     attention = Attention(config, rngs=nnx.Rngs(0))
     graph, state = nnx.split(attention)
     x, weights = jax.random.normal(jax.random.key(1), (2, BATCH * TIME, 16))
@@ -94,8 +103,59 @@ def test_the_implementation_that_is_chosen_is_asked_for():
     config = DecoderConfig(61, width=16, heads=2, attention="cudnn")
     x = jax.ShapeDtypeStruct((BATCH * TIME, 16), jnp.bfloat16)
     attention = Attention(config, rngs=nnx.Rngs(0))
+    nnx.update(attention, jax.tree.map(lambda w: w.astype(jnp.bfloat16), nnx.state(attention)))
     with pytest.raises(Exception, match=r"(?i)cudnn"):  # which a CPU has not
         jax.eval_shape(lambda x: attention(x, BATCH, View(None, None)), x)
+
+
+def test_what_cannot_be_chosen_is_told():
+    plain, capped = DecoderConfig(61), DecoderConfig(61, attention_softcap=50.0)
+    assert choose(plain, "auto") is plain and choose(capped, "auto") is capped
+    assert choose(plain, "xla").attention == "xla" and choose(plain, "cudnn", "cuda").attention == "cudnn"
+    for attention in ("xla", "cudnn"):
+        with pytest.raises(UserError, match=f"attention={attention} .* soft-caps .* Leave attention at auto"):
+            choose(capped, attention, "cuda")
+    for platform in ("tpu", "rocm"):
+        with pytest.raises(
+            UserError, match=f"cudnn takes an NVIDIA GPU, and this is for a {platform.upper()}"
+        ):
+            choose(plain, "cudnn", platform)
+    if jax.default_backend() == "cpu":
+        with pytest.raises(UserError, match="this is for a CPU"):
+            choose(plain, "cudnn")
+
+
+def test_float32_and_single_queries_need_no_cudnn():
+    config = DecoderConfig(61, width=16, heads=2, attention="cudnn")
+    attention = Attention(config, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (BATCH * TIME, 16))
+    expected = Attention(replace(config, attention="xla"), rngs=nnx.Rngs(0))(x, BATCH, View(None, None))[0]
+    np.testing.assert_array_equal(attention(x, BATCH, View(None, None))[0], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_heads", [2, 8])
+@pytest.mark.parametrize("window", [None, 32])
+def test_cudnn_is_xla(kv_heads, window):
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU")
+    time, width = 128, 512
+    config = DecoderConfig(61, width=width, heads=8, kv_heads=kv_heads, max_length=time)
+    x = jax.random.normal(jax.random.key(1), (BATCH * time, width), jnp.bfloat16)
+
+    def made(attention):
+        layer = Attention(choose(config, attention), rngs=nnx.Rngs(0))
+        graph, state = nnx.split(layer)
+        state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state)
+
+        def mixed(x):
+            return nnx.merge(graph, state)(x, BATCH, View(None, window))[0].astype(jnp.float32)
+
+        return mixed(x), jax.grad(lambda x: jnp.sum(mixed(x) ** 2))(x).astype(jnp.float32)
+
+    for found, expected in zip(made("cudnn"), made("xla"), strict=True):
+        size = float(jnp.max(jnp.abs(expected)))
+        np.testing.assert_allclose(found, expected, atol=0.02 * size)
 
 
 LONG = {"factor": 8.0, "original_max_position_embeddings": 64}

@@ -196,6 +196,8 @@ def test_mistakes_are_sentences_before_any_work(home, tmp_path):
     assert "dpoo" in refused(objective="dpoo")
     assert "pears.jsonl" in refused(data=str(home / "pears.jsonl"))
     assert "nowhere" in refused(policy="nowhere")
+    assert "so it has no revision 'v1'" in refused(revision="v1")
+    assert "attention=cudnn takes an NVIDIA GPU" in refused(attention="cudnn", dtype="bfloat16")
     assert "fewer than one batch of 400" in refused(batch=400, held_out=0.0)
     assert "plain text has no form for" in refused(style="plain")
     assert "'qery' is no dense layer" in refused(lora={"targets": ("qery",)})

@@ -42,6 +42,17 @@ def test_a_policy_that_is_fine_tuned_is_planned_as_one_lane_over_all_chips():
     assert (work.prompts, work.tokens) == (512, 512)
 
 
+def test_attention_that_a_tpu_has_not_is_refused(tmp_path):
+    for words in (
+        ["finetune.policy=gpt2", "finetune.attention=cudnn"],
+        ["policy.pretrained=gpt2", "policy.attention=cudnn", "population.dtype=bfloat16"],
+    ):
+        with pytest.raises(UserError, match="cudnn takes an NVIDIA GPU, and this is for a TPU"):
+            work_of(load(None, words), 16)
+    with pytest.raises(UserError, match="is no id on the hub, so it has no revision 'v1'"):
+        work_of(load(None, [f"finetune.policy={tmp_path}", "finetune.revision=v1"]), 16)
+
+
 def test_a_task_that_is_too_long_for_the_policy_is_refused_before_anything_is_compiled():
     words = ["policy.pretrained=gpt2", "task.prompt_tokens=1000", "task.completion_tokens=100"]
     with pytest.raises(UserError, match=r"\(1101\) do not fit into the 1024 positions of gpt2"):

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from discojax.errors import UserError, nearest
 from discojax.policies.architecture import DecoderConfig
+from discojax.policies.attention import choose
 from discojax.policies.decoder import Decoder
 from discojax.policies.encoder import Encoder, EncoderConfig
 from discojax.policies.pretrained.architectures import ARCHITECTURES, Architecture, policy_config
@@ -69,6 +70,7 @@ def load(
     revision: str | None = None,
     scan: bool = False,
     remat: Literal["none", "dots", "block"] = "none",
+    attention: Literal["auto", "xla", "cudnn"] = "auto",
 ) -> Pretrained:
     """Loads a decoder or an encoder with its weights.
 
@@ -83,10 +85,12 @@ def load(
       revision: a branch, tag or commit on the hub.
       scan: `DecoderConfig.scan`, of a decoder.
       remat: `DecoderConfig.remat`, of a decoder.
+      attention: `DecoderConfig.attention`, of a decoder.
 
     Raises:
       UserError: the weights are not there, are of an architecture that is not supported, or are not
-        what their configuration or their tokenizer says; the text names the tensor.
+        what their configuration or their tokenizer says; the text names the tensor. Or that attention
+        is not to be had.
     """
     dtype = None if dtype is None else _float(dtype)
     path = locate(source, revision=revision)
@@ -95,7 +99,7 @@ def load(
     hf_config = opened.hf_config if opened else read_json(said_in)
     config = policy_config(hf_config, str(said_in))
     if isinstance(config, DecoderConfig):
-        config = replace(config, scan=scan, remat=remat)
+        config = replace(choose(config, attention), scan=scan, remat=remat)
     if not opened:
         _check_tokenizer(path, config)
     checkpoint: Checkpoint = opened or open_directory(path)

@@ -91,6 +91,7 @@ def directory(tmp_path_factory):
     return made
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", ["stacked", "divided"])
 def test_the_peak_is_the_model_and_not_two_of_it(directory, how, repository):
     done = subprocess.run(
@@ -99,7 +100,7 @@ def test_the_peak_is_the_model_and_not_two_of_it(directory, how, repository):
         cwd=repository,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

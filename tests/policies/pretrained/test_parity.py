@@ -21,7 +21,7 @@ from discojax.policies.pretrained.architectures import ARCHITECTURES
 from discojax.policies.pretrained.correspondence import assembled, correspondence, joined
 from discojax.policies.sampling import sample
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.timeout(1800)]
 
 SCRIPT = Path(__file__).parent / "transformers_models.py"
 CONFIGS = json.loads((SCRIPT.parent / "small_models.json").read_text())
@@ -37,7 +37,7 @@ def run(what, directory):
     if subprocess.run([python, "-c", find]).returncode:
         pytest.skip("torch and transformers are not installed; TRL_PYTHON may name a Python that has them")
     done = subprocess.run(
-        [python, str(SCRIPT), what, str(directory)], capture_output=True, text=True, timeout=300
+        [python, str(SCRIPT), what, str(directory)], capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr
 
@@ -75,10 +75,14 @@ def computed(policy, ids, prompts, completions, reference):
     return logits, logps, value, gradient
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_a_decoder_computes_what_transformers_does(models, name):
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    # One with grouped heads, and one whose layers are local too, also as an accelerator computes attention.
+    [*((name, "auto") for name in DECODERS), *((name, "xla") for name in ("llama-3", "gemma3_text"))],
+)
+def test_a_decoder_computes_what_transformers_does(models, name, attention):
     expected = np.load(models / f"{name}.npz")
-    loaded = pretrained.load(models / name)
+    loaded = pretrained.load(models / name, attention=attention)
     policy = loaded.policy
     ids, prompts, completions = (
         jnp.asarray(expected[key], jnp.int32) for key in ("ids", "prompts", "completions")
