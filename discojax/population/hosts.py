@@ -5,23 +5,20 @@ its own. The others follow: they wait for messages, such as `population.operatio
 work. They wait in a look-up of JAX's coordination service and in no collective, so the leader may take its
 time. Each shows every second that it is alive; who is silent for half a minute is lost, and the job ends.
 
-Messages are pickled, and only what this package, JAX, Flax and NumPy define is read back. As JAX says of
-its service, the coordinator's port must not be open to those who may not run programs on the hosts.
+Messages hold what `population.messages` lists and nothing else. As JAX says of its service, the
+coordinator's port must not be open to those who may not run programs on the hosts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import os
-import pickle
 import signal
 import sys
 import threading
 import time
 import traceback
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -32,6 +29,7 @@ from jax.experimental import multihost_utils
 
 from discojax.data import cache
 from discojax.errors import HostError, UserError
+from discojax.population.messages import pack, unpack
 
 __all__ = ["all_see", "alone", "begin", "finish", "follow", "give", "given", "guarded", "tell"]
 
@@ -154,7 +152,7 @@ def finish(code: int) -> None:
 
 
 def _send(job: _Job, message: Any) -> None:
-    job.client.key_value_set_bytes(_key(job.told), zlib.compress(pickle.dumps(message), 1))
+    job.client.key_value_set_bytes(_key(job.told), pack(message))
     job.told += 1
 
 
@@ -250,7 +248,7 @@ def _receive(job: _Job, number: int) -> Any:
             if "DEADLINE_EXCEEDED" not in str(error):
                 _deserted()
         else:
-            return _Reader(io.BytesIO(zlib.decompress(packed))).load()
+            return unpack(packed)
 
 
 def _accept(gift: _Gift) -> Any:
@@ -343,13 +341,3 @@ def _broadcast(tree: Any) -> Any:
             for x, end in zip(leaves, ends, strict=True)
         ],
     )
-
-
-class _Reader(pickle.Unpickler):
-    """Reads no class or function but of these packages."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        ours = module.partition(".")[0] in ("discojax", "flax", "jax", "jaxlib", "ml_dtypes", "numpy")
-        if not ours and (module, name) != ("builtins", "type"):  # of which None has one
-            raise pickle.UnpicklingError(f"a message may not hold {module}.{name}")
-        return super().find_class(module, name)
