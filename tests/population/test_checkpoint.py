@@ -14,7 +14,7 @@ from ports import free_port
 
 from discojax.population import make_engine
 from discojax.population.checkpoint import Checkpoints, Held, fingerprint
-from discojax.population.lanes import stack_jobs
+from discojax.population.lanes import idle_settings, stack_jobs
 from discojax.population.order import batch_indices
 
 
@@ -225,6 +225,56 @@ def test_a_time_to_save_comes_with_the_interval_and_never_while_one_is_written(m
     now[0] = 61.0
     assert checkpoints.due() and not never.due()
     assert "orbax" not in str(checkpoints._orbax)  # nothing was opened to find that out
+
+
+class Disk:
+    """In Orbax's place: holds lanes up for a while, and then writes in the background for another."""
+
+    checkpoints = ()
+
+    def __init__(self, clock, holding, writing):
+        self.clock, self.holding, self.writing = clock, holding, writing
+        self.begun, self.whole, self.latest = [], [], None
+
+    def is_saving_in_progress(self):
+        return bool(self.whole) and self.clock[0] < self.whole[-1]
+
+    def save_checkpointables_async(self, number, parts, force):
+        assert not self.is_saving_in_progress()
+        self.begun.append(self.clock[0])
+        self.clock[0] += self.holding
+        self.whole.append(self.clock[0] + self.writing)
+
+    def kept(self):
+        """When the lanes of the newest whole checkpoint were taken."""
+        return max(
+            (t for t, end in zip(self.begun, self.whole, strict=True) if end <= self.clock[0]), default=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("interval", "holding", "writing"), [(60, 0.5, 3), (60, 0.5, 0), (5, 0.5, 2), (5, 3, 2), (5, 0.1, 20)]
+)
+def test_what_a_kill_can_lose_is_an_interval_and_what_writing_takes(
+    interval, holding, writing, monkeypatch, tmp_path
+):
+    clock, call = [0.0], 0.25
+    monkeypatch.setattr("discojax.population.checkpoint.time.monotonic", lambda: clock[0])
+    disk = Disk(clock, holding, writing)
+    checkpoints = Checkpoints(str(tmp_path), interval=interval)
+    checkpoints._orbax = disk
+    state = {"w": np.zeros((2, 3), np.float32)}
+    held = Held(("a", "b"), idle_settings(2), np.zeros(2, np.int32), np.zeros((2, 5)))
+    lost = []
+    while clock[0] < 2000:
+        clock[0] += call
+        lost.append(clock[0] - disk.kept())  # were it killed now
+        if checkpoints.due():
+            checkpoints.save(state, held, "this run")
+    apart = max(interval, 10 * holding, holding + writing)
+    assert max(lost) <= apart + holding + writing + 2 * call
+    assert len(disk.begun) >= 2000 / (apart + 2 * call) - 2
+    assert holding * (len(disk.begun) - 1) <= 0.1 * clock[0], "a tenth of the time at most"
 
 
 # Runs in a process of its own, since the number of devices is decided when JAX starts.
