@@ -176,9 +176,15 @@ def plan(config: Config, options: argparse.Namespace) -> int:
 def export(config: Config, options: argparse.Namespace) -> int:
     """Writes an objective as PyTorch, for TRL, as JAX or as LaTeX, verified equal."""
     from discojax.report import export as exporting
-    from discojax.search.opening import given
+    from discojax.search.opening import found, given
 
-    text = exporting.export(given(options.arguments[0]).program, options.to or "torch")
+    name = options.arguments[0]
+    if options.run:
+        options.resume = options.run
+        contender = found(saved(config, options).run.path, name)
+    else:
+        contender = given(name)
+    text = exporting.export(contender.program, options.to or "torch")
     if not options.out:
         print(text, end="")
         return 0
@@ -186,7 +192,7 @@ def export(config: Config, options: argparse.Namespace) -> int:
         Path(options.out).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{options.out} cannot be written: {error.strerror}.") from None
-    print(f"{options.arguments[0]} is in {options.out}.")
+    print(f"{name} is in {options.out}.")
     return 0
 
 
@@ -256,10 +262,11 @@ _COMMANDS = {
     "losses": Command(losses, "[NAME]", "list the library, or show one loss and its curve", (0, 1)),
     "export": Command(
         export,
-        "NAME|FILE [--to torch|trl|jax|latex] [--out FILE]",
+        "NAME|FILE [--run RUN] [--to torch|trl|jax|latex] [--out FILE]",
         "an objective as PyTorch, as a trainer for TRL, as JAX or as LaTeX, verified equal",
         (1, 1),
         options=(
+            ("--run", {"metavar": "RUN", "help": "whose objective it is; else of the library, or in a file"}),
             ("--to", {"metavar": "FORM", "help": "torch (default), trl, jax or latex"}),
             ("--out", {"metavar": "FILE", "help": "where it is written; else it is printed"}),
         ),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 from discojax.errors import UserError
 
-__all__ = ["cache_root", "going_on", "is_remote", "working_folder"]
+__all__ = ["cache_root", "going_on", "is_remote", "taking_along", "working_folder"]
 
 
 def cache_root() -> Path:
@@ -47,3 +48,10 @@ def going_on(command: str, folder: Path) -> str:
     if command == "transfer":  # it goes on by itself, beside the run that it is from
         return f"python -m discojax.launch transfer {folder.with_name(folder.name.removesuffix('-transfer'))}"
     return f"python -m discojax.launch {command} --resume {folder}"
+
+
+def taking_along(objective: str, folder: Path) -> str:
+    """What to type to have an objective of the run in a folder for PyTorch."""
+    return shlex.join(
+        ["python", "-m", "discojax.launch", "export", objective, "--run", str(folder), "--to", "torch"]
+    )

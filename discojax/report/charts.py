@@ -237,19 +237,13 @@ def _height(densities: Sequence[Mapping[str, Any]]) -> float | None:
     )
 
 
-def density_rows(beta: float, density: Density, reach: float) -> list[dict[str, Any]]:
-    """The histogram as steps within the reach of a curve."""
+def density_rows(names: Mapping[str, Any], density: Density, reach: float) -> list[dict[str, Any]]:
+    """The histogram as steps within the reach of a curve, each with the fields `names`."""
     rows = []
     for left, right, share in zip(density.edges[:-1], density.edges[1:], density.share, strict=True):
         if right > -reach and left < reach:
-            rows.append(
-                {
-                    "beta": beta,
-                    "from": short(max(left, -reach)),
-                    "to": short(min(right, reach)),
-                    "share": short(share),
-                }
-            )
+            ends = {"from": short(max(left, -reach)), "to": short(min(right, reach))}
+            rows.append({**names, **ends, "share": short(share)})
     return rows
 
 
@@ -263,13 +257,13 @@ def curve(
     beta: float,
     span: tuple[float, float],
 ) -> Chart:
-    """A loss or its derivative against the margin, over the density of the margins met in training.
+    """A loss or its derivative against the margin, over the density of the margins that it met in training.
 
     Args:
       what: "loss" or "slope": the field of `lines`.
       lines: a point each: `name`, `beta`, `margin`, `loss`, `slope`, and `shown`, what the legend calls it.
       names: as shown, in the order of the colours.
-      densities: see `density_rows`.
+      densities: see `density_rows`: with `name`, `beta` and `shown`.
       baseline: as shown.
       beta: that is shown first; the page's signal "beta" changes it.
       span: of the vertical axis; what leaves it is cut.
@@ -277,14 +271,17 @@ def curve(
     title = {"loss": "loss", "slope": "d loss / d ρ"}[what]
     x = axis("margin", "log-ratio margin ρ, nats", scale={"nice": False})
     y = axis(what, title, scale={"zero": False, "domain": list(span), "nice": False})
+    colour = {**_palette(names, baseline), "field": "shown"}
     layers: list[dict[str, Any]] = []
     if densities:
         layers.append(
             {
                 "data": {"values": list(densities)},
                 "transform": [{"filter": "datum.beta == beta"}],
-                "mark": {"type": "rect", "color": SOFT, "opacity": 0.22, "clip": True},
+                "mark": {"type": "rect", "clip": True},
                 "encoding": {
+                    "color": colour,
+                    "opacity": {"condition": {"param": "pick", "value": 0.22}, "value": 0},
                     "x": {**x, "field": "from"},
                     "x2": {"field": "to"},
                     "y": axis(
@@ -295,6 +292,7 @@ def curve(
                     ),
                     "y2": {"datum": 0},
                     "tooltip": [
+                        {"field": "name", "title": "objective"},
                         {"field": "from", "title": "ρ from"},
                         {"field": "to"},
                         {"field": "share", "title": "share per nat", "format": ".3f"},
@@ -313,8 +311,8 @@ def curve(
                     "encoding": {
                         "x": x,
                         "y": y,
-                        "color": {**_palette(names, baseline), "field": "shown"},
-                        "opacity": {"condition": {"param": "pick", "value": 1}, "value": 0.08},
+                        "color": colour,
+                        "opacity": _faint(1, 0.08),
                         "tooltip": [
                             {"field": "name", "title": "objective"},
                             {"field": "margin", "title": "ρ"},
@@ -326,7 +324,7 @@ def curve(
         }
     )
     found = chart(
-        f"The {title} of each objective against the margin, with the density of margins met in training",
+        f"The {title} of each objective against the margin, with the density of margins it met in training",
         height=300,
         params=[{"name": "beta", "value": beta}],
         layer=layers,

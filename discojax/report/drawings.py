@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from discojax.report import boards, charts, formulas, search_charts
+from discojax.places import taking_along
+from discojax.population.margins import MARGIN_EDGES
+from discojax.report import boards, charts, search_charts
 from discojax.report.boards import Board
 from discojax.report.entries import Entry, ancestors
-from discojax.report.gather import Run
+from discojax.report.gather import Run, pooled
+from discojax.report.portraits import Gallery
 from discojax.search.rungs import BASELINE
 from discojax.search.trials import SEARCH
 
@@ -41,20 +44,20 @@ class Drawn:
     best: int | None
 
 
-def draw(run: Run, headline: Board | None, everyone: Sequence[Entry]) -> Drawn:
+def draw(run: Run, headline: Board | None, everyone: Sequence[Entry], gallery: Gallery) -> Drawn:
     """All of it."""
     betas = headline.betas if headline else tuple(run.config.search.betas)
     beta = betas[len(betas) // 2]
     best = _best(headline, everyone)
     found: dict[str, charts.Chart | None] = {
         "frontier": _frontier(run, headline),
-        **_curves(run, headline, everyone, betas, beta),
+        **_curves(run, headline, everyone, betas, beta, gallery),
         "proposals": _proposals(run, everyone),
         "lineage": _lineage(everyone, None if best is None else everyone[best].name),
         "lanes": search_charts.lanes(run.progress, run.created),
     }
     drawn = {name: chart for name, chart in found.items() if chart is not None}
-    data = {"charts": drawn, "baseline": BASELINE, **_cards(run, everyone, beta)}
+    data = {"charts": drawn, "baseline": BASELINE, **_cards(run, everyone, beta, gallery)}
     return Drawn(data, frozenset(drawn), betas, beta, best)
 
 
@@ -90,16 +93,21 @@ def _frontier(run: Run, headline: Board | None) -> charts.Chart | None:
 
 def _reach(run: Run, beta: float) -> float:
     """How far curves at this beta go: over all margins but the rarest."""
-    density = run.densities.get(beta)
-    if density is None:
+    if beta not in run.densities:
         return _SPAN / beta
+    density = pooled(run.densities[beta].values())
     mass = np.cumsum(density.share * np.diff(density.edges))
     low, high = np.interp([0.005, 0.995], mass, density.edges[1:])
     return float(min(max(1.4 * max(-low, high), 1 / beta, 4.0), 2 * _SPAN / beta))
 
 
 def _curves(
-    run: Run, headline: Board | None, everyone: Sequence[Entry], betas: Sequence[float], beta: float
+    run: Run,
+    headline: Board | None,
+    everyone: Sequence[Entry],
+    betas: Sequence[float],
+    beta: float,
+    gallery: Gallery,
 ) -> dict[str, charts.Chart | None]:
     programs = {entry.name: entry.program for entry in everyone if entry.program is not None}
     names = [name for name in (_shown(headline) if headline else []) if name in programs]
@@ -112,22 +120,22 @@ def _curves(
     spans: dict[str, tuple[float, float]] = {}
     for at in sorted(betas, key=lambda b: b != beta):  # the one shown first says by what a loss is divided
         reach = _reach(run, at)
-        margins, values, slopes = formulas.curves([programs[name] for name in names], at, reach)
+        margins, values, slopes = gallery.curves([programs[name] for name in names], at, reach)
         if not shrink:
             shrink = _shrink(names, slopes)
             divisors = np.array([shrink[name] for name in names])[:, None]
             spans = {"loss": _span(names, values / divisors), "slope": _span(names, slopes / divisors)}
         for name, value, slope in zip(names, values, slopes, strict=True):
             by = shrink[name]
-            shown = name if by == 1 else f"{name} ÷ {by:,.0f}"
-            for x, y, dy in zip(
-                margins.tolist(), formulas.rounded(value / by), formulas.rounded(slope / by), strict=True
-            ):
-                lines.append(
-                    {"name": name, "shown": shown, "beta": at, "margin": round(x, 3), "loss": y, "slope": dy}
-                )
-        if at in run.densities:
-            densities += charts.density_rows(at, run.densities[at], reach)
+            line: dict[str, Any] = {
+                "name": name,
+                "shown": name if by == 1 else f"{name} ÷ {by:,.0f}",
+                "beta": at,
+            }
+            for x, y, dy in zip(margins.tolist(), _rounded(value / by), _rounded(slope / by), strict=True):
+                lines.append({**line, "margin": round(x, 3), "loss": y, "slope": dy})
+            if density := run.densities.get(at, {}).get(name):
+                densities += charts.density_rows(line, density, reach)
     labels = list(dict.fromkeys(line["shown"] for line in lines))
     order = {line["shown"]: names.index(line["name"]) for line in lines}
     baseline = next((s for s in labels if s.split(" ÷ ")[0] == BASELINE), BASELINE)
@@ -246,21 +254,34 @@ def _difference(entry: Entry) -> float | None:
     return 0.0 if entry.row.verdict == "baseline" else entry.row.difference
 
 
-def _cards(run: Run, everyone: Sequence[Entry], beta: float) -> dict[str, Any]:
+def _rounded(numbers: np.ndarray) -> Any:
+    """For JSON: lists of numbers with four significant digits, null where not finite."""
+    exact = np.where(np.isfinite(numbers), numbers, 0.0).astype(np.float64)
+    with np.errstate(divide="ignore"):
+        places = 3.0 - np.nan_to_num(np.floor(np.log10(np.abs(exact))), neginf=0.0)
+    # A whole number over, or times, a power of ten is the number nearest to the decimal.
+    whole = np.rint(exact * 10.0**places)
+    boxed = np.where(places > 0, whole / 10.0 ** places.clip(0), whole * 10.0 ** (-places).clip(0)).astype(
+        object
+    )
+    boxed[~np.isfinite(numbers)] = None
+    return boxed.tolist()
+
+
+def _cards(run: Run, everyone: Sequence[Entry], beta: float, gallery: Gallery) -> dict[str, Any]:
     """What a card shows that the table does not. Sides of formulas are shared, as most are alike."""
     sides: dict[str, int] = {}
     drawn = [i for i, entry in enumerate(everyone) if entry.program is not None]
-    margins, values, slopes = formulas.curves([everyone[i].program for i in drawn], beta, _reach(run, beta))  # type: ignore[misc]
-    curves = {
-        i: (formulas.rounded(v), formulas.rounded(s)) for i, v, s in zip(drawn, values, slopes, strict=True)
-    }
+    margins, *both = gallery.curves([everyone[i].program for i in drawn], beta, _reach(run, beta))  # type: ignore[misc]
+    curves = dict(zip(drawn, zip(*map(_rounded, both), strict=True), strict=True))
     places = {entry.name: i for i, entry in enumerate(everyone)}
+    met = run.densities.get(beta, {})
     cards = []
     for i, entry in enumerate(everyone):
         attempt = entry.attempt
         program = entry.program
         math = (
-            [[sides.setdefault(side, len(sides)) for side in line] for line in formulas.formula(program)]
+            [[sides.setdefault(side, len(sides)) for side in line] for line in program.formula]
             if program
             else []
         )
@@ -283,16 +304,17 @@ def _cards(run: Run, everyone: Sequence[Entry], beta: float) -> dict[str, Any]:
                 "parents": [[places[name], name] for name in entry.parents if name in places],
                 "failures": list(entry.failures),
                 "math": math,
+                "export": taking_along(entry.name, run.folder) if attempt and program else "",
                 "loss": curves[i][0] if i in curves else None,
                 "slope": curves[i][1] if i in curves else None,
+                "density": _rounded(met[entry.name].share) if entry.name in met else None,
             }
         )
-    density = run.densities.get(beta)
     return {
         "cards": cards,
         "sides": list(sides),
         "margins": [round(float(x), 3) for x in margins],
+        "edges": list(MARGIN_EDGES),
         "beta": beta,
-        "density": charts.density_rows(beta, density, _reach(run, beta)) if density else [],
         "baseline_place": places.get(BASELINE),
     }

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from discojax import candidates, objectives
+from discojax.candidates.errors import CandidateError
+from discojax.data import cache
 from discojax.errors import UserError
-from discojax.report import formulas
 from discojax.report.boards import Board
 from discojax.report.gather import Run
 from discojax.report.leaderboard import Row
+from discojax.report.portraits import Gallery, Portrait
 from discojax.search.records import Attempt, Evaluation
 from discojax.search.rungs import FINAL, REPORT, TRAIN, TUNING
 from discojax.search.trials import SEARCH, SFT
@@ -35,7 +37,7 @@ class Entry:
       how: the operator that made it; "library", "tuned" or "given" where none did.
       status: "ok", "diverged", "failed", "rejected", "duplicate", "unanswered", "training", "waiting".
       attempt: its proposal; None if it was not proposed.
-      program: None if it never became one.
+      program: what is shown of it; None if it never became one.
       row: its line in the first rung, against the baseline there; None before its lanes have ended.
       reached: the last round that it entered; "" if none.
       parents: names.
@@ -47,7 +49,7 @@ class Entry:
     how: str
     status: str
     attempt: Attempt | None
-    program: Program | None
+    program: Portrait | None
     row: Row | None
     reached: str
     parents: tuple[str, ...]
@@ -66,8 +68,12 @@ def stage(run: Run, rung: int) -> str:
     return named.get(rung) or (f"rung {rung}" if rung < rungs else "elites" if rung == rungs else f"{rung}")
 
 
-def entries(run: Run, boards: Mapping[int, Board]) -> list[Entry]:
+def entries(run: Run, boards: Mapping[int, Board], gallery: Gallery) -> list[Entry]:
     """All proposals in order, and then what was measured without having been proposed."""
+
+    def entry(name: str, attempt: Attempt | None, names: Mapping[int, str]) -> Entry:
+        return _entry(run, name, attempt, lanes.get(name, []), rows.get(name), names, gallery)
+
     lanes: dict[str, list[Evaluation]] = defaultdict(list)
     for rung in sorted(run.evaluations):
         for evaluation in run.evaluations[rung]:
@@ -75,13 +81,10 @@ def entries(run: Run, boards: Mapping[int, Board]) -> list[Entry]:
     first = boards.get(min(boards)) if boards else None
     rows = {row.name: row for row in first.rows} if first else {}
     names = {attempt.number: attempt.name for attempt in run.attempts}
-    found = [
-        _entry(run, attempt.name, attempt, lanes.get(attempt.name, []), rows.get(attempt.name), names)
-        for attempt in run.attempts
-    ]
+    found = [entry(attempt.name, attempt, names) for attempt in run.attempts]
     known = {*names.values(), SFT}
     others = [name for name in lanes if name not in known and " at " not in name]  # while rates are tuned
-    return [*found, *(_entry(run, name, None, lanes[name], rows.get(name), {}) for name in others)]
+    return [*found, *(entry(name, None, {}) for name in others)]
 
 
 def _entry(
@@ -91,6 +94,7 @@ def _entry(
     lanes: Sequence[Evaluation],
     row: Row | None,
     names: Mapping[int, str],
+    gallery: Gallery,
 ) -> Entry:
     failures = [
         f"{stage(run, lane.key.rung)}, β {lane.key.beta:g}, seed {lane.key.seed}: "
@@ -102,16 +106,16 @@ def _entry(
     parents: tuple[str, ...] = ()
     if attempt is None:
         status = "ok"
-        found, how = _given(run, name)
+        found, how = _given(run, name, gallery)
     else:
         place = attempt.number // _ARM
         controls = run.config.search.controls
         arm = controls[place - 1] if 0 < place <= len(controls) else SEARCH
         how, status = attempt.operator, attempt.status
         parents = tuple(names[number] for number in attempt.parents if number in names)
-        found = _library(name) if how == "library" else None
+        found = _library(name, gallery) if how == "library" else None
         if found is None and status == "accepted":
-            found = formulas.program_of(name, attempt.source)
+            found = _written(name, attempt.source, gallery)
         if attempt.reason:
             failures.insert(0, f"{attempt.stage or attempt.status}: {attempt.reason}")
     if status in ("accepted", "ok"):
@@ -121,21 +125,36 @@ def _entry(
     return Entry(name, arm, how, status, attempt, found, row, reached, parents, tuple(failures))
 
 
-def _library(name: str) -> Program | None:
-    try:
-        return candidates.from_function(objectives.get(name))
-    except UserError:
-        return None
+def _library(name: str, gallery: Gallery) -> Portrait | None:
+    def make() -> Program | None:
+        try:
+            return candidates.from_function(objectives.get(name))
+        except UserError:
+            return None
+
+    return gallery.portrait(f"library {name}", make)
 
 
-def _given(run: Run, name: str) -> tuple[Program | None, str]:
+def _written(name: str, source: str | None, gallery: Gallery) -> Portrait | None:
+    """Of a text that the gate has seen."""
+
+    def make() -> Program | None:
+        try:
+            return candidates.parse(source or "", name)
+        except CandidateError:
+            return None
+
+    return gallery.portrait(f"text {cache.content_hash(source)}", make)
+
+
+def _given(run: Run, name: str, gallery: Gallery) -> tuple[Portrait | None, str]:
     """The program of what was measured and not proposed: of the library, tuned, or in a file."""
     kept = (run.results.get("objectives") or {}).get(name)
-    if (program := _library(name)) is not None:
+    if (program := _library(name, gallery)) is not None:
         return program, "library"
     if isinstance(kept, dict) and kept.get("source"):
-        return formulas.program_of(name, kept["source"]), str(kept.get("origin") or "given")
-    if (program := _library(name.partition("_lr")[0])) is not None:
+        return _written(name, str(kept["source"]), gallery), str(kept.get("origin") or "given")
+    if (program := _library(name.partition("_lr")[0], gallery)) is not None:
         return program, "tuned"
     return None, "given"
 

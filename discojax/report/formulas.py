@@ -1,10 +1,9 @@
-"""Candidates as the report shows them: formulas in MathML, and the curves of all of them at once."""
+"""Programs as the report shows them: formulas in MathML, and the curves of all of them at once."""
 
 from __future__ import annotations
 
 import functools
 import html
-import math
 from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -14,28 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from discojax.candidates import CandidateError, Program, parse
+from discojax.candidates import Program
 from discojax.objectives import machine
 from discojax.objectives.types import LogProbs
 
-__all__ = ["curves", "formula", "program_of", "rounded", "warm"]
-
-_POINTS = 101
-_SQUEEZE = 3.0  # margins lie closer together near 0, where some losses turn within a nat
+__all__ = ["curves", "formula"]
 
 
-@functools.lru_cache(maxsize=1 << 14)
-def program_of(name: str, source: str | None) -> Program | None:
-    """The program of a text that the gate has seen; None if it never became one."""
-    if not source:
-        return None
-    try:
-        return parse(source, name)
-    except CandidateError:
-        return None
-
-
-@functools.lru_cache(maxsize=1 << 14)
 def formula(program: Program) -> list[tuple[str, str]]:
     """Both sides of each line of the formula, as MathML without its `math` element.
 
@@ -80,13 +64,6 @@ def _compiled():
 _CHUNK = 128  # programs to a call, so that there is one shape to compile
 
 
-def warm() -> None:
-    """Compiles what `curves` needs, which takes some seconds on a machine that has never done so."""
-    nothing = machine.encode([], 0.0)
-    codes = jax.tree.map(lambda x: np.stack([x] * _CHUNK), nothing)
-    _called(codes, np.zeros(_POINTS, np.float32), 1.0)
-
-
 def _called(codes: Any, margins: Float[np.ndarray, " points"], beta: float) -> list[np.ndarray]:
     with jax.default_device(_device()):
         return [np.asarray(x) for x in _compiled()(codes, margins, np.float32(beta))]
@@ -102,11 +79,9 @@ def _device() -> jax.Device:
 
 
 def curves(
-    programs: Sequence[Program], beta: float, reach: float
-) -> tuple[
-    Float[np.ndarray, " points"], Float[np.ndarray, "programs points"], Float[np.ndarray, "programs points"]
-]:
-    """Margins, and the loss of each program and its derivative there, as `objectives.curve` has them.
+    programs: Sequence[Program], beta: float, margins: Float[np.ndarray, " points"]
+) -> tuple[Float[np.ndarray, "programs points"], Float[np.ndarray, "programs points"]]:
+    """The loss of each program and its derivative at the margins, as `objectives.curve` has them.
 
     The programs are data to one compiled function, so a thousand take no longer than a few. A loss with
     batch statistics sees all the margins as one batch.
@@ -114,21 +89,13 @@ def curves(
     Args:
       programs: what to draw.
       beta: the penalty's strength.
-      reach: margins from minus to plus this, in nats.
+      margins: in nats, as many as in every call.
     """
-    grid = np.sinh(np.linspace(-_SQUEEZE, _SQUEEZE, _POINTS)) / np.sinh(_SQUEEZE)
-    margins = (reach * grid).astype(np.float32)
-    values, slopes = (np.zeros((len(programs), _POINTS), np.float32) for _ in range(2))
+    values, slopes = (np.zeros((len(programs), len(margins)), np.float32) for _ in range(2))
     for start in range(0, len(programs), _CHUNK):
         some = [program.code for program in programs[start : start + _CHUNK]]
         padded = some + some[:1] * (_CHUNK - len(some))
         codes = jax.tree.map(lambda *x: np.stack(x), *padded)
-        found = _called(codes, margins, beta)
         end = start + len(some)
-        values[start:end], slopes[start:end] = (x[: len(some)] for x in found)
-    return margins, values, slopes
-
-
-def rounded(numbers: Float[np.ndarray, " points"]) -> list[float | None]:
-    """For JSON: four significant digits, null where not finite."""
-    return [float(f"{x:.4g}") if math.isfinite(x) else None for x in numbers.tolist()]
+        values[start:end], slopes[start:end] = (x[: len(some)] for x in _called(codes, margins, beta))
+    return values, slopes

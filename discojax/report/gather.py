@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +19,14 @@ from discojax.search import schema
 from discojax.search.ledger import spent
 from discojax.search.records import Attempt, Evaluation
 
-__all__ = ["Density", "Run", "State", "gather"]
+__all__ = ["Density", "Run", "State", "gather", "pooled"]
 
 State = Literal["finished", "running", "stopped"]
 
 
 @dataclass(frozen=True)
 class Density:
-    """The margins that lanes of one beta met in training.
+    """The margins that an objective's lanes of one beta met in training.
 
     Attributes:
       edges: log-ratio margins in nats, ascending.
@@ -49,7 +49,7 @@ class Run:
       state: "running" while a process writes it; "stopped" if none does and it has not come to its end.
       attempts: proposals in order, the library's first.
       evaluations: of each rung, with the arrays that scores are made of.
-      densities: of margins, by beta.
+      densities: of margins, by beta and by objective.
       progress: lines of `metrics.jsonl` of this kind, in order.
       spent: in all sessions.
       spending: rows of the archive's view, a language model and a purpose each.
@@ -64,7 +64,7 @@ class Run:
     state: State
     attempts: Sequence[Attempt]
     evaluations: Mapping[int, Sequence[Evaluation]]
-    densities: Mapping[float, Density]
+    densities: Mapping[float, Mapping[str, Density]]
     progress: Sequence[Mapping[str, Any]]
     spent: Spent
     spending: Sequence[Mapping[str, Any]]
@@ -133,20 +133,29 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _densities(lines: Sequence[Mapping[str, Any]]) -> dict[float, Density]:
-    """Of all lanes of each beta together, every step of every lane counting alike."""
+def _densities(lines: Sequence[Mapping[str, Any]]) -> dict[float, dict[str, Density]]:
+    """Of each objective's lanes of each beta together, every step of every lane counting alike."""
     edges = np.asarray(MARGIN_EDGES)
-    totals: dict[float, Any] = defaultdict(lambda: np.zeros(len(edges)))
-    steps: dict[float, int] = defaultdict(int)
+    totals: dict[float, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(lambda: [0, 0.0]))
     for line in lines:
         reached, taken = line.get("train_reached"), line.get("train_steps")
         if line.get("kind") == "lane" and taken and reached and len(reached) == len(edges):
             values = np.asarray(reached, np.float64)
             if np.isfinite(values).all():
-                totals[line["beta"]] += taken * values
-                steps[line["beta"]] += taken
-    found = {}
-    for beta, total in totals.items():
-        share = -np.diff(total / steps[beta]) / np.diff(edges)
-        found[beta] = Density(edges, share, steps[beta])
-    return found
+                found = totals[line["beta"]][str(line.get("objective"))]
+                found[0] += taken
+                found[1] += taken * values
+    return {
+        beta: {
+            name: Density(edges, -np.diff(total / steps) / np.diff(edges), steps)
+            for name, (steps, total) in of.items()
+        }
+        for beta, of in totals.items()
+    }
+
+
+def pooled(densities: Collection[Density]) -> Density:
+    """The margins that all of them met together; there is one of them at least."""
+    steps = sum(each.steps for each in densities)
+    share = sum(each.steps * each.share for each in densities) / steps
+    return Density(next(iter(densities)).edges, np.asarray(share), steps)

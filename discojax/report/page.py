@@ -24,7 +24,7 @@ from typing import Any
 
 from discojax.config import Config, dump
 from discojax.data import cache
-from discojax.report import boards, controls, drawings, formulas
+from discojax.report import boards, controls, drawings, portraits
 from discojax.report.entries import Entry, entries, stage
 from discojax.report.facts import facts
 from discojax.report.gather import Run, gather
@@ -46,10 +46,8 @@ def write(config: Config, *, say: Callable[[str], None] = lambda text: None) -> 
       UserError: there is no run, or its archive is damaged.
     """
     folder = config.run.path
-    ready = threading.Thread(target=_warm, daemon=True)  # compilers leave this thread the interpreter
-    ready.start()
-    with _uncollected():
-        html = render(gather(folder, config), wait=ready.join)
+    with _uncollected(), portraits.kept(folder) as gallery:
+        html = render(gather(folder, config), gallery)
     cache.write_bytes(folder / FILE, html.encode())
     say(f"report: {folder / FILE}")
     return folder / FILE
@@ -106,11 +104,6 @@ def following(config: Config, *, say: Callable[[str], None] = lambda text: None)
     write(config, say=say)
 
 
-def _warm() -> None:
-    formulas.warm()
-    vega()
-
-
 @functools.cache
 def vega() -> str:
     """The library that draws, as one script; made once for each of its versions and then cached."""
@@ -125,13 +118,8 @@ def vega() -> str:
     return file.read_text(encoding="utf-8")
 
 
-def render(run: Run, *, wait: Callable[[], None] = lambda: None) -> str:
-    """The page.
-
-    Args:
-      run: what there is to show.
-      wait: called before anything is needed that takes long to make the first time.
-    """
+def render(run: Run, gallery: portraits.Gallery) -> str:
+    """The page, of a run and the portraits that there are of its programs."""
     import jinja2
 
     rounds = {}
@@ -144,10 +132,10 @@ def render(run: Run, *, wait: Callable[[], None] = lambda: None) -> str:
             rounds[rung] = found
     # A search's own rungs are below its elites'; what tunes or reports has none.
     searched = {rung: board for rung, board in rounds.items() if rung < min(_HEADLINES)}
-    everyone = entries(run, searched or {rung: rounds[rung] for rung in _HEADLINES if rung in rounds})
+    shown = searched or {rung: rounds[rung] for rung in _HEADLINES if rung in rounds}
+    everyone = entries(run, shown, gallery)
     headline = _headline(rounds)
-    wait()
-    drawn = drawings.draw(run, headline, everyone)
+    drawn = drawings.draw(run, headline, everyone, gallery)
     page = importlib.resources.files("discojax.report") / "page"
     script, style = ((page / name).read_text("utf-8") for name in ("report.js", "report.css"))
     blob = json.dumps(drawn.data, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()

@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from discojax.objectives.curves import curve
+from discojax.places import taking_along
 from discojax.report import boards, controls, leaderboard, plots
 from discojax.report.leaderboard import Row
 from discojax.search.discover import BASELINE, Outcome, save_results
@@ -105,7 +106,9 @@ def _write(outcome: Outcome, board: list[Row], kl_budget: float) -> list[str]:
         baseline=BASELINE,
         title=f"losses at beta {beta:g}",
     )
-    return [f"{what}: {file}" for what, file in files.items()]
+    lines = [f"{what}: {file}" for what, file in files.items()]
+    proposed = next((contender.name for contender in order if contender.origin == "proposed"), None)
+    return lines if proposed is None else [*lines, f"to PyTorch: {taking_along(proposed, folder)}"]
 
 
 def _curve(contender: Contender, beta: float) -> plots.Curve:

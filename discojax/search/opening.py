@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from discojax import candidates, objectives
 from discojax.config import Config, Evaluation, dump
 from discojax.data import cache
-from discojax.errors import UserError
+from discojax.errors import UserError, nearest
 from discojax.places import going_on
 from discojax.policies.attention import choose
 from discojax.policies.decoder import DecoderConfig
@@ -36,7 +36,7 @@ from discojax.search.trials import Contender
 from discojax.tasks import catalogue
 from discojax.tasks.types import OwnData, PretrainedConfig, Task, TaskConfig, assert_disjoint
 
-__all__ = ["build_laboratory", "build_tasks", "given", "open_run"]
+__all__ = ["build_laboratory", "build_tasks", "found", "given", "open_run"]
 
 
 def given(name: str) -> Contender:
@@ -54,6 +54,27 @@ def given(name: str) -> Contender:
         raise UserError(f"{name} cannot be read as text: {error}.") from error
     program = candidates.compile(source, Path(name).stem)
     return Contender(program.name, program, "given")
+
+
+def found(folder: Path, name: str) -> Contender:
+    """An objective that the run in a folder trained or proposed, by its name there.
+
+    The gate has seen its text, which is not checked again.
+
+    Raises:
+      UserError: the run has none of that name, or it never became a program.
+    """
+    with archives.open_archive(folder / "archive.sqlite") as archive:
+        attempts = archives.attempts(archive)
+    of_name = {attempt.name: attempt for attempt in attempts}
+    if (attempt := of_name.get(name)) is None:
+        raise UserError(f"The run {folder} has no objective {name!r}.{nearest(name, of_name)}")
+    if attempt.operator == "library":
+        return given(name)
+    if attempt.status != "accepted" or attempt.source is None:
+        reason = f": {attempt.reason}" if attempt.reason else ""
+        raise UserError(f"{name} of {folder} never became a program; it was {attempt.status}{reason}.")
+    return Contender(name, candidates.parse(attempt.source, name), "proposed")
 
 
 def open_run(config: Config, resume: bool, command: str = "discover") -> Archive:

@@ -53,7 +53,7 @@ def opened(browser, report):
         tab.on("dialog", lambda dialog: (tab.complaints.append(dialog.message), dialog.dismiss()))
         tab.on("request", lambda r: None if r.url == file.as_uri() else tab.complaints.append(r.url))
         tab.goto(file.as_uri())
-        tab.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+        tab.wait_for_selector("html[data-drawn=yes]", timeout=120_000)
         return tab
 
     return opened
@@ -158,7 +158,8 @@ def test_a_candidate_opens_by_keyboard_alone(opened):
     card = tab.locator("tr.detail .card")
     card.locator("svg").nth(1).wait_for()
     assert card.locator("math mtr").count() >= 4 and "ℓ" in card.locator("math").text_content()
-    assert "jax.nn.softplus(-x)" in card.locator("pre").inner_text()
+    assert "jax.nn.softplus(-x)" in card.locator("pre[aria-label=source]").inner_text()
+    assert "launch export dpo --run" in card.locator("pre[aria-label=export]").inner_text()
     assert "Rafailov" in card.inner_text()
     tab.keyboard.press("Enter")
     assert card.count() == 0
@@ -195,8 +196,10 @@ def test_a_legend_picks(opened):
     lines = tab.locator("#loss g.mark-line.role-mark path")
     assert min(lines.evaluate_all(opacities)) == 1
     tab.locator("#loss g.role-legend-label text").first.click()
-    tab.wait_for_timeout(200)
-    assert sorted(lines.evaluate_all(opacities))[-1] == 1 > sorted(lines.evaluate_all(opacities))[-2]
+    tab.wait_for_function(
+        """() => [...document.querySelectorAll("#loss g.mark-line.role-mark path")]
+            .filter(path => Number(getComputedStyle(path).opacity) === 1).length === 1"""
+    )
 
 
 def test_hostile_names_and_thoughts_stay_text(opened):
@@ -230,9 +233,26 @@ def test_it_is_accessible(opened, scheme):
 
 
 def test_it_prints(opened, tmp_path):
+    """All of it: nothing that is folded away, cut or only there on a click is missing on paper."""
     tab = opened(scheme="dark")
+    tab.locator("#all tbody button.open").first.click()
+    tab.locator("tr.detail svg").nth(1).wait_for()
     tab.emulate_media(media="print")
+    tab.set_viewport_size({"width": 680, "height": 1000})
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.locator("#run details").get_attribute("open") is not None
+    shown = tab.locator("#board tbody button.open").all_inner_texts()
+    assert tab.locator("#paper h3").all_inner_texts()[:1] == shown[:1] and len(shown) == 7
+    assert tab.locator("#paper > .card").count() == 7
+    assert all("def " in text for text in tab.locator("#paper pre[aria-label=source]").all_inner_texts())
+    cut = """() => [...document.querySelectorAll("pre, .formula, .scroll")]
+        .filter(e => e.clientWidth && (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1))
+        .map(e => e.outerHTML.slice(0, 100))"""
+    assert tab.evaluate(cut) == []
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.locator("#paper").count() == 0
+    assert tab.locator("#run details").get_attribute("open") is None
     tab.pdf(path=tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").stat().st_size > 20_000
 

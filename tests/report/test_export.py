@@ -4,14 +4,19 @@ import ast
 import builtins
 import dataclasses
 import importlib.util
+import shlex
 
 import pytest
+from runs import write_run
 
 from discojax import candidates, objectives
 from discojax.candidates.torch_printer import TORCH_CALLS, to_torch
 from discojax.errors import UserError
+from discojax.launch import main
+from discojax.places import taking_along
 from discojax.objectives.operators import OPERATORS
 from discojax.report.export import TOLERANCE, export, function_name, verify
+from discojax.search import archive as archives
 
 NAMES = objectives.names()
 COARSE = f"""def loss({", ".join(objectives.types.ARGUMENTS[:5])}):
@@ -50,6 +55,20 @@ def test_code_that_differs_is_not_handed_over(monkeypatch):
 
 def module_source(name):
     return candidates.to_source(program("ipo").graph, name)
+
+
+def test_an_objective_of_a_run_is_exported_by_its_name(tmp_path, capsys):
+    folder = write_run(tmp_path / "some runs" / "one", proposed=4, scored=False).run.path
+    with archives.open_archive(folder / "archive.sqlite") as archive:
+        attempts = {attempt.name: attempt for attempt in archives.attempts(archive)}
+    for attempt in [a for a in attempts.values() if a.status == "accepted"][-2:] + [attempts["dpo"]]:
+        command = taking_along(attempt.name, folder).replace("--to torch", "--to jax")
+        assert main(shlex.split(command)[3:]) == 0
+        assert capsys.readouterr().out == export(candidates.parse(attempt.source, attempt.name), "jax")
+    assert main(["export", "dpp", "--run", str(folder)]) == 2
+    assert "has no objective 'dpp'. Did you mean 'dpo'?" in capsys.readouterr().err
+    assert main(["export", "broken", "--run", str(folder)]) == 2
+    assert "never became a program; it was rejected: not finite at margin 0." in capsys.readouterr().err
 
 
 def test_latex_is_the_formula():

@@ -167,5 +167,5 @@ def test_dpo_is_trl_s_own_however_the_reference_is_had(kind, home, tmp_path):
         trainer, losses = theirs(home, tmp_path, base, **options)
         measured = trainer.evaluate()
         into += [*losses, *(measured[f"eval_{name}"] for name in ("loss", *MEASURED))]
-    assert expected[STEPS - 1] < expected[0] - 0.01, "it has learned something"
+    assert measured["eval_rewards/margins"] > 1e-3, "it has learned something"
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)

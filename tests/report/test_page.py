@@ -4,6 +4,8 @@ import base64
 import gzip
 import json
 import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 from runs import CONTROLS, LIBRARY, write_run
 
 from discojax import candidates, objectives
+from discojax.data import cache
 from discojax.errors import UserError
 from discojax.launch import main
 from discojax.objectives import curve
-from discojax.report import formulas, gather, page
+from discojax.population.margins import MARGIN_EDGES
+from discojax.report import drawings, formulas, gather, page, portraits
 from discojax.search import archive as archives
 from discojax.search import schema
 from discojax.search.rungs import BASELINE, final_trial, rung_trial
@@ -119,8 +123,9 @@ def test_every_plot_is_there(finished):
 def test_many_curves_at_once_are_those_of_one_at_a_time():
     names = ("dpo", "exp", "discopop", "simpo")
     programs = [candidates.from_function(objectives.get(name)) for name in names]
-    margins, values, slopes = formulas.curves(programs, 0.1, 20.0)
+    margins = portraits.margins(20.0)
     assert (np.diff(margins) > 0).all() and margins[-1] == 20.0
+    values, slopes = formulas.curves(programs, 0.1, margins)
     for program, value, slope in zip(programs, values, slopes, strict=True):
         one = curve(program, 0.1, margins)
         np.testing.assert_allclose(value, one.values, rtol=1e-4, atol=1e-5)
@@ -141,14 +146,67 @@ def test_the_density_is_of_the_margins_met(finished):
     config, _ = finished
     run = gather.gather(config.run.path, config)
     assert set(run.densities) == set(config.search.betas)
-    for density in run.densities.values():
+    together = {beta: gather.pooled(of.values()) for beta, of in run.densities.items()}
+    for density in together.values():
         mass = density.share * np.diff(density.edges)
         assert (mass >= 0).all() and 0.98 < mass.sum() <= 1 + 1e-9
-    middle = {
-        beta: float((d.share * np.diff(d.edges)) @ (d.edges[1:] + d.edges[:-1]) / 2)
-        for beta, d in run.densities.items()
-    }
-    assert middle[0.1] > middle[0.5]  # as the toy's lanes were drawn
+    assert middle(together[0.1]) > middle(together[0.5])  # as the toy's lanes were drawn
+
+
+def middle(density):
+    return float((density.share * np.diff(density.edges)) @ (density.edges[1:] + density.edges[:-1]) / 2)
+
+
+def test_every_loss_is_shown_over_the_margins_that_its_own_lanes_met(tmp_path):
+    config = write_run(tmp_path / "apart", proposed=0)
+    file = config.run.path / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        if line.get("objective") == "ipo":  # all its pairs at a margin of 10 to 15 nats
+            line["train_reached"] = [float(edge < 12) for edge in MARGIN_EDGES]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = data_of(page.write(config).read_text())
+    cards = {card["name"]: card for card in data["cards"]}
+    ends = np.asarray(data["edges"])
+    for name in LIBRARY:
+        share = np.asarray(cards[name]["density"])
+        assert share @ np.diff(ends) == pytest.approx(1, abs=0.02)
+        assert (share[ends[1:] < 9].sum() == 0) == (name == "ipo")
+    shown = data["charts"]["loss"]["layer"][0]["data"]["values"]
+    for name in LIBRARY:
+        low = min(row["from"] for row in shown if row["name"] == name and row["share"])
+        assert (low > 9) == (name == "ipo")
+
+
+def test_what_was_shown_once_is_not_made_again(tmp_path, monkeypatch):
+    config = write_run(tmp_path / "again", proposed=4)
+    before = data_of(page.write(config).read_text())
+    for name in ("formula", "curves"):
+        monkeypatch.setattr(formulas, name, lambda *a: pytest.fail("it was there"))
+    monkeypatch.setattr(candidates, "parse", lambda *a: pytest.fail("it was there"))
+    assert data_of(page.write(config).read_text()) == before
+    monkeypatch.undo()
+    (kept,) = (
+        file for file in (cache.default_root() / "report").glob("*.npz")
+        if cache.content_hash(str(config.run.path.resolve()))[:16] == file.stem
+    )  # fmt: skip
+    kept.write_bytes(kept.read_bytes()[:-100])  # as a full disk may leave it
+    assert data_of(page.write(config).read_text()) == before
+
+
+def test_reading_a_run_that_was_reported_imports_no_jax(tmp_path):
+    config = write_run(tmp_path / "light", proposed=4)
+    page.write(config)
+    code = (
+        "import sys; from discojax.launch import main; assert main(sys.argv[1:]) == 0; "
+        "assert not {'jax', 'flax', 'optax'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, "report", str(config.run.path)], check=True)
+
+
+def test_numbers_have_four_digits_and_are_exact_decimals():
+    numbers = np.float32([0.1, -123456.0, 1.23456e-7, 0.0, np.nan, np.inf, 99.996, 1e30])
+    assert drawings._rounded(numbers) == [0.1, -123500.0, 1.235e-07, 0.0, None, None, 100.0, 1e30]
 
 
 @pytest.mark.parametrize("proposed", [0, 6])
@@ -176,7 +234,7 @@ def test_what_a_crash_left_half_written_is_left_out(tmp_path):
     (config.run.path / "results.json").write_text("{")
     run = gather.gather(config.run.path, config)
     assert run.state == "stopped" and run.progress == whole.progress
-    assert "--resume" in page.render(run)
+    assert "--resume" in page.render(run, portraits.Gallery({}, {}))
 
 
 def test_whether_a_run_is_being_written_is_told(tmp_path):

@@ -50,6 +50,12 @@
     const room = 0.08 * (high - low) || 0.5;
     return [low - room, high + room];
   };
+  // The margins that a card's own lanes met in training, as steps within the reach of its curve.
+  const densityOf = (card) => (card.density || []).map((share, i) => {
+    const reach = data.margins[data.margins.length - 1];
+    const [from, to] = [data.edges[i], data.edges[i + 1]].map((x) => Math.min(Math.max(x, -reach), reach));
+    return { name: card.name, shown: card.name, beta: data.beta, from, to, share };
+  }).filter((row) => row.from < row.to);
   const curveOf = (place, what) => {
     const spec = structuredClone(data.charts[what] || data.charts.loss);
     const card = data.cards[place];
@@ -64,12 +70,18 @@
     top.layer[0].encoding.y.scale = { zero: false, domain: spanOf(card[what], base && base[what]), nice: false };
     top.layer[0].encoding.color.legend = null;
     top.layer[0].encoding.color.scale = { domain: names, range: names.map((name) => (name === data.baseline ? "var(--soft)" : "var(--accent)")) };
-    if (spec.layer.length > 1) spec.layer[0].data = { values: data.density };
+    if (spec.layer.length > 1) {
+      const rows = [card, ...(names.length > 1 ? [base] : [])].flatMap(densityOf);
+      const highest = Math.max(0, ...rows.filter((row) => !(row.from < 0 && 0 < row.to)).map((row) => row.share));
+      spec.layer[0].data = { values: rows };
+      spec.layer[0].encoding.color = top.layer[0].encoding.color;
+      spec.layer[0].encoding.y.scale = { domain: [0, 1.25 * highest || 1], nice: false };
+    }
     spec.params = [{ name: "beta", value: data.beta }];
     spec.height = 150;
     return spec;
   };
-  const fill = async (element, place) => {
+  const fill = async (element, place, drawn = true) => {
     const card = data.cards[place];
     const left = make("div"), right = make("div");
     const part = (root, title, ...children) => root.append(make("h3", title), ...children);
@@ -96,12 +108,16 @@
     }
     if (card.failures.length) part(right, "Failures", make("ul", "", ...card.failures.slice(0, 20).map((text) => make("li", text)), ...(card.failures.length > 20 ? [make("li", `and ${card.failures.length - 20} more`)] : [])));
     element.replaceChildren(left, right);
-    if (card.loss && data.charts.loss) {
+    if (drawn && card.loss && data.charts.loss) {
       for (const [what, title] of [["loss", "Loss"], ["slope", "Derivative"]]) {
         const chart = make("div"); chart.className = "chart small";
         part(right, `${title} against the margin, β ${data.beta}` + (data.baseline_place === null || data.baseline_place === place ? "" : `, and ${data.baseline}'s in grey`), chart);
         await draw(chart, curveOf(place, what));
       }
+    }
+    if (card.export) {
+      const command = make("pre", card.export); command.tabIndex = 0; command.setAttribute("aria-label", "export");
+      part(right, "For PyTorch; --to trl, jax or latex for others", command);
     }
     if (card.hash) part(right, "Hash", make("p", card.hash.slice(0, 16)));
   };
@@ -197,30 +213,34 @@
     if (saved[`sort ${sorted.id}`]) sort(sorted, ...saved[`sort ${sorted.id}`]);
     filter();
   }
-  // ---- what takes longer, one after the other, while the page is already of use
-  const breath = () => new Promise((go) => setTimeout(go));
-  for (const element of all(".card")) await fill(element, Number(element.dataset.card));
-  for (const [id, spec] of Object.entries(data.charts)) {
-    const element = byId(id);
-    if (element) views[id] = await draw(element, structuredClone(spec));
-    await breath();
-  }
+  // ---- charts: first those in sight, and the rest one after the other while the page is already of use
   const beta = byId("beta");
+  const atBeta = (id) => views[id] && views[id].signal("beta", Number(beta.value)).runAsync();
   if (beta) {
-    const show = () => {
-      saved.beta = beta.value; save();
-      for (const id of ["loss", "slope"]) if (views[id]) views[id].signal("beta", Number(beta.value)).runAsync();
-    };
-    if (saved.beta && all("option", beta).some((o) => o.value === saved.beta)) { beta.value = saved.beta; show(); }
-    beta.addEventListener("change", show);
+    if (saved.beta && all("option", beta).some((o) => o.value === saved.beta)) beta.value = saved.beta;
+    beta.addEventListener("change", () => { saved.beta = beta.value; save(); atBeta("loss"); atBeta("slope"); });
   }
-  for (const id of ["proposals", "lineage"]) {
-    if (views[id]) views[id].addEventListener("click", (event, item) => {
-      const place = item && item.datum && data.cards.findIndex((card) => card.name === item.datum.name);
-      if (place >= 0 && item.datum.name !== undefined) reveal(place);
-    });
-  }
-
+  const reveals = (event, item) => {
+    const place = item && item.datum && data.cards.findIndex((card) => card.name === item.datum.name);
+    if (place >= 0 && item.datum.name !== undefined) reveal(place);
+  };
+  const chart = (element) => async () => {
+    const { id } = element;
+    views[id] = await draw(element, structuredClone(data.charts[id]));
+    if (beta && (id === "loss" || id === "slope")) await atBeta(id);
+    if (id === "proposals" || id === "lineage") views[id].addEventListener("click", reveals);
+  };
+  const waiting = [
+    ...all(".card").map((element) => [element, () => fill(element, Number(element.dataset.card))]),
+    ...Object.keys(data.charts).map(byId).filter(Boolean).map((element) => [element, chart(element)]),
+  ];
+  const inSight = ([element]) => {
+    const { top, bottom } = element.getBoundingClientRect();
+    return top < innerHeight && bottom > 0;
+  };
+  const breath = () => new Promise((go) => setTimeout(go));
+  const next = async (place) => { const [[, work]] = waiting.splice(place, 1); await work(); await breath(); };
+  for (let place; (place = waiting.findIndex(inSight)) >= 0;) await next(place);
   if (table) for (const name of [...(saved.open || [])]) {
     const place = data.cards.findIndex((card) => card.name === name);
     if (place >= 0) await toggle(buttonOf(place), true);
@@ -233,5 +253,29 @@
     live.addEventListener("change", () => { saved.live = live.checked; save(); });
     setInterval(() => { if (live.checked && !document.hidden) location.reload(); }, 20000);
   }
-  document.documentElement.dataset.ready = "yes";
+  // ---- on paper: nothing is folded away or cut, and the leaderboard's objectives have their cards
+  addEventListener("beforeprint", () => {
+    for (const folded of all("details:not([open])", byId("run"))) { folded.open = true; folded.dataset.folded = "yes"; }
+    const buttons = all("#board button.open").slice(0, 10);
+    const section = make("section", "", make("h2", "The objectives of the leaderboard"));
+    section.id = "paper";
+    if (buttons.length) byId("candidates").before(section);
+    for (const button of buttons) {
+      const card = make("div");
+      card.className = "card";
+      section.append(make("h3", button.textContent), card);
+      fill(card, Number(button.dataset.card), false);
+    }
+    for (const math of all(".formula math")) math.style.fontSize = `${Math.min(1, 600 / math.getBoundingClientRect().width)}em`;
+  });
+  addEventListener("afterprint", () => {
+    for (const folded of all("[data-folded]")) { folded.open = false; delete folded.dataset.folded; }
+    if (byId("paper")) byId("paper").remove();
+    for (const math of all(".formula math")) math.style.fontSize = "";
+  });
+
+  const reached = (state) => { document.documentElement.dataset[state] = "yes"; performance.mark(state); };
+  reached("ready");
+  while (waiting.length) await next(Math.max(0, waiting.findIndex(inSight)));
+  reached("drawn");
 })();
