@@ -6,7 +6,7 @@ A comment before a block says how. It is seen in the source, and not on the page
     <!-- run: parse -->         its commands go through the real argument parsers and config loader
     <!-- run: now with a=1 -->  `discojax.launch` is given these settings too, so that it is quick
     <!-- file: my_loss.py -->   no command: it is saved under this name where the page's others run
-    <!-- command: run -->       one that .ci/run runs; parsed here
+    <!-- command: tests -->     one with a name; .ci/run runs `tests`, `slow` and `tpu`. It is parsed here
 
 Python blocks of a page run in order in one namespace, shell blocks in order between them.
 """

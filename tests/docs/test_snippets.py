@@ -18,6 +18,7 @@ from pages import PAGES, ROOT, Block, blocks, commands, inline, launched, looks_
 from discojax import launch
 from discojax.command_line import config_file, objectives_of, read
 from discojax.config import load
+from discojax.errors import UserError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = set(PROJECT["project"]["optional-dependencies"])
@@ -228,7 +229,7 @@ def test_what_a_comment_says_is_done() -> None:
     ],
 )
 def test_a_command_that_there_is_not_is_seen(command: str, pytestconfig: pytest.Config) -> None:
-    with pytest.raises((AssertionError, Exception)):
+    with pytest.raises((AssertionError, UserError)):
         check_command(shlex.split(command), pytestconfig)
 
 
