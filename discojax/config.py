@@ -142,6 +142,8 @@ class Proposer:
     path: str = ""
 
     def __post_init__(self) -> None:
+        if self.base_url:
+            _check_address(self.base_url)
         if len(self.price) not in (0, 2, 3):
             raise UserError(
                 "proposer.price takes dollars for a million tokens in and out, such as [0.5, 3], and as a "

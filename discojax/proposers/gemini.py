@@ -9,15 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from discojax.errors import UserError
-from discojax.proposers import faults
+from discojax.proposers import faults, keys
 from discojax.proposers.client import ClientError, Finish, Reply, Request
 from discojax.proposers.dialect import Feature
 from discojax.proposers.sdk import Answer, SdkClient, as_number, load, make_reply, together
 
-__all__ = ["FEATURES", "KEY_NAMES", "Gemini", "openapi", "read_reply"]
-
-KEY_NAMES = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
-"""Environment variables that hold the key, in the order in which `google-genai` reads them."""
+__all__ = ["FEATURES", "Gemini", "openapi", "read_reply"]
 
 _ADDRESS = "https://generativelanguage.googleapis.com"
 _LEVELS = ("minimal", "low", "medium", "high")
@@ -67,7 +64,7 @@ class Gemini(SdkClient):
     """
 
     name = "gemini"
-    key_names = KEY_NAMES
+    key_names = keys.GEMINI
     features = FEATURES
 
     def __init__(

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from discojax.errors import UserError
-from discojax.proposers import faults
+from discojax.proposers import faults, keys
 from discojax.proposers.client import ClientError, Reply, Request
 from discojax.proposers.dialect import Feature
-from discojax.proposers.gemini import FEATURES, KEY_NAMES, contents, openapi, read_reply
+from discojax.proposers.gemini import FEATURES, contents, openapi, read_reply
 from discojax.proposers.sdk import SdkClient, load
 
 __all__ = ["GeminiLegacy"]
@@ -37,7 +37,7 @@ class GeminiLegacy(SdkClient):
     """
 
     name = "gemini-legacy"
-    key_names = KEY_NAMES
+    key_names = keys.GEMINI
     features: Mapping[str, Feature] = {
         "n": FEATURES["n"],
         "schema": FEATURES["schema"].after("json_schema"),

@@ -7,10 +7,17 @@ import os
 import re
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from discojax.proposers.client import ClientError
 
-__all__ = ["find", "read", "redact", "variables"]
+__all__ = ["GEMINI", "OPENAI", "find", "hidden", "read", "redact", "variables"]
+
+GEMINI = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+"""Environment variables with the key of Gemini, in the order in which `google-genai` reads them."""
+
+OPENAI = ("OPENAI_API_KEY",)
+"""Those with OpenAI's."""
 
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _SHORTEST = 8  # characters; replacing shorter values would garble text that only looks alike
@@ -50,6 +57,21 @@ def read(names: tuple[str, ...], used_for: str) -> str:
         )
     _used.add(value)
     return value
+
+
+@contextmanager
+def hidden(*others: str) -> Iterator[None]:
+    """While it lasts no key of a proposer is in the environment, which a process started then inherits.
+
+    Args:
+      others: further variables that hold one; "" is none.
+    """
+    names = {*GEMINI, *OPENAI, *others} - {""}
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def variables() -> list[str]:

@@ -52,7 +52,7 @@ class OpenAI(SdkClient):
     """
 
     name = "openai"
-    key_names = ("OPENAI_API_KEY",)
+    key_names = keys.OPENAI
 
     def __init__(
         self,

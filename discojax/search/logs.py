@@ -26,7 +26,7 @@ import jax
 from discojax.config import Config, Run
 from discojax.data import cache
 from discojax.errors import UserError
-from discojax.proposers import json_lines
+from discojax.proposers import json_lines, keys
 from discojax.search.records import plain
 
 __all__ = ["FILE", "NOWHERE", "Line", "Log", "Sink", "jsonl", "opened", "points", "require"]
@@ -182,22 +182,24 @@ def _wandb(config: Config, stack: ExitStack) -> Write:
     wandb = importlib.import_module("wandb")
     folder = config.run.path
     settings = asdict(config)
-    del settings["proposer"]["base_url"]  # which may be private, or hold a password
+    del settings["proposer"]["base_url"]  # which may be private
     name = folder / "wandb" / "id"  # of the run at W&B, so that what goes on there is the same one
     if not name.exists():
         name.parent.mkdir(parents=True, exist_ok=True)
         name.write_text(secrets.token_hex(8), encoding="utf-8")
     try:
-        run = wandb.init(
-            project=config.run.wandb,
-            name=config.run.name,
-            dir=folder,
-            id=name.read_text(encoding="utf-8"),
-            resume="allow",
-            config=settings,
-            # Numbers and settings, and nothing else of this machine: no code, no output, no git remote.
-            settings=wandb.Settings(save_code=False, disable_git=True, console="off", silent=True),
-        )
+        # It starts a process of its own, which has no use for a proposer's key.
+        with keys.hidden(config.proposer.key_variable):
+            run = wandb.init(
+                project=config.run.wandb,
+                name=config.run.name,
+                dir=folder,
+                id=name.read_text(encoding="utf-8"),
+                resume="allow",
+                config=settings,
+                # Numbers and settings, and nothing else of this machine: no code, no output, no git remote.
+                settings=wandb.Settings(save_code=False, disable_git=True, console="off", silent=True),
+            )
     except wandb.errors.Error as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(

@@ -46,7 +46,8 @@ def discover(folder: Path, *overrides: str) -> tuple[int, dict[str, bytes], dict
     command = [sys.executable, "-m", "discojax.launch", "discover", *SMALL, *overrides]
     command += [f"run.directory={folder / 'runs'}"]
     caches = {"DISCOJAX_CACHE": str(folder / "cache"), "JAX_COMPILATION_CACHE_DIR": str(folder / "cache/xla")}
-    environment = {**os.environ, **caches, "JAX_PLATFORMS": "cpu"}
+    wandb = dict.fromkeys(("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"), str(folder / "wandb"))
+    environment = {**os.environ, **caches, **wandb, "WANDB_MODE": "offline", "JAX_PLATFORMS": "cpu"}
     children: dict[str, bytes] = {}
     with open(folder / "stdout", "ab") as out, open(folder / "stderr", "ab") as err:
         run = subprocess.Popen(
@@ -67,10 +68,11 @@ def discover(folder: Path, *overrides: str) -> tuple[int, dict[str, bytes], dict
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(not installed("openai"), reason="openai is not installed")
 @pytest.mark.skipif(not installed("google.genai"), reason="google.genai is not installed")
+@pytest.mark.skipif(not installed("wandb"), reason="wandb is not installed")
 def test_a_discovery_leaves_no_key_anywhere(server: Server, tmp_path: Path) -> None:
     server.state.key = CANARY
     server.state.script = ["ok", "echo_key", "echo_key", "prose", "wrong_schema", "echo_key", "ok"]
-    gemini = ("search.proposer=gemini", f"proposer.base_url={server.url}")
+    gemini = ("search.proposer=gemini", f"proposer.base_url={server.url}", "run.wandb=losses")
     code, _, children = discover(tmp_path, *gemini)
     assert code == 0, (tmp_path / "stderr").read_text()
     # Then a key that is no longer good ends the run in one sentence, which does not hold it either.
@@ -78,7 +80,8 @@ def test_a_discovery_leaves_no_key_anywhere(server: Server, tmp_path: Path) -> N
     openai = ("search.proposer=openai", f"proposer.base_url={server.url}/v1", "proposer.models=[gpt-oss-20b]")
     code, left, more = discover(tmp_path, *openai, "run.name=expired")
     assert code == 2 and b"missing, wrong or expired" in left["stderr"] and b"(key removed)" in left["stderr"]
-    assert any(b"candidates.worker" in content for content in children.values())
+    for command in (b"candidates.worker", b"wandb-core"):
+        assert any(command in content for content in children.values()), command
     for name, content in {**left, **children, **more}.items():
         for form in FORMS:
             assert form not in content, name

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from server import FAULTS, Server
 
 from discojax.candidates.checker import Checker
+from discojax.config import load
+from discojax.errors import UserError
 from discojax.proposers import keys
 from discojax.proposers.client import ClientError
 from discojax.proposers.retry import Patience, Retrying
@@ -72,6 +74,35 @@ def test_no_text_of_a_client_holds_the_key(
     for text in texts:
         for form in FORMS:
             assert form.decode() not in text
+
+
+@pytest.mark.usefixtures("canary")
+def test_a_process_that_is_started_meanwhile_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE", CANARY)
+    monkeypatch.setenv("WANDB_API_KEY", "of another service")
+    command = [sys.executable, "-c", "import os; print(dict(os.environ))"]
+    before = dict(os.environ)
+    with keys.hidden("MINE", "", "NOT_SET"):
+        seen = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    assert CANARY not in seen and "of another service" in seen
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://user:secret@host/v1", "proposer.key_variable"),
+        ("https://host/v1?key=secret", "proposer.key_variable"),
+        ("localhost:11434/v1", "http://localhost:11434/v1"),
+        ("ftp://host/v1", "http://"),
+        ("https://", "http://"),
+    ],
+)
+def test_an_address_is_an_address_and_holds_no_key(address: str, said: str) -> None:
+    with pytest.raises(UserError, match="proposer.base_url") as caught:
+        load("quickstart", [f"proposer.base_url={address}"])
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 RUN = """

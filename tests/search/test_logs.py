@@ -51,7 +51,7 @@ def logged(tmp_path_factory):
         patch.setattr(discover, "build_laboratory", build)
         there = [name for name, package in logs._EXTRAS.items() if importlib.util.find_spec(package)]
         extras = [f"run.{name}={EXTRAS[name]}" for name in there]
-        discover.run(run_of(folder, "proposer.base_url=http://me:secret@127.0.0.1:1/v1", *extras))
+        discover.run(run_of(folder, "proposer.base_url=http://private.example:1/v1", *extras))
     return folder / "toy"
 
 
@@ -128,7 +128,7 @@ def test_weights_and_biases_is_handed_the_same_and_nothing_private(logged):
             if not name.startswith("_") and name != "steps":
                 found[name].append((items["steps"], value))
     assert found == expected(logged)
-    assert b"secret" not in file.read_bytes()
+    assert b"private.example" not in file.read_bytes()
     assert b"reference_chosen_logps" not in file.read_bytes(), "no code"
 
 

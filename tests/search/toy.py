@@ -23,8 +23,8 @@ from rich.console import Console
 from discojax import candidates, objectives
 from discojax.config import Config
 from discojax.population.lanes import LaneSettings, LaneState
-from discojax.population.operations import Station
 from discojax.population.margins import MARGIN_EDGES
+from discojax.population.operations import Station
 from discojax.population.step import StepMetrics
 from discojax.population.training import Progress
 from discojax.proposers.types import Proposal, Scored
@@ -98,6 +98,9 @@ class Toy(Laboratory):
 
     clock: Clock = field(default_factory=Clock)
     seconds: float = 1.0
+
+    def require(self, *trials: Trial) -> None:
+        """It has no prompts that could be too few."""
 
     def station(self, trial: Trial) -> Station:
         engine = types.SimpleNamespace(programs=self.programs, params=None, frozen=None, data=None)
