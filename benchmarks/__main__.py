@@ -19,7 +19,7 @@ from pathlib import Path
 from discojax.errors import UserError, nearest
 from discojax.population.backend import configure_backend
 
-PARTS = ("steps", "swap", "sampling", "head", "utilisation", "growth", "checkpoint")
+PARTS = ("steps", "swap", "sampling", "head", "utilisation", "growth", "checkpoint", "report")
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks import checkpoint, head, sampling, steps, swap, utilisation
+    from benchmarks import checkpoint, head, report, sampling, steps, swap, utilisation
     from benchmarks.measuring import Row
     from benchmarks.peers import open_peer
 
@@ -56,6 +56,7 @@ def main() -> int:
             "utilisation": lambda: utilisation.rows(quick=quick),
             "growth": lambda: utilisation.growth(quick=quick),
             "checkpoint": lambda: checkpoint.rows(quick=quick),
+            "report": lambda: report.rows(quick=quick),
         }
         for name in PARTS:
             if name in wanted:
