@@ -64,17 +64,11 @@ def main() -> int:
     from discojax.errors import UserError
     from discojax.population import hosts
     from discojax.population.joining import join
-    from discojax.population.stopping import Preempted, heeded
 
     scenario, place = sys.argv[1], sys.argv[3::2]
     if scenario == "die":
         hosts._SILENCE = 4.0  # in the others nobody is lost, however slow the machine
-    try:
-        with heeded():
-            process = join(*place)
-    except Preempted:
-        print("told to end")
-        return 0
+    process = join(*place)
     assert not hosts.alone()
     if scenario == "see":
         see()
@@ -137,4 +131,11 @@ def lead(hosts: Any, scenario: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from discojax.population.stopping import Preempted, heeded
+
+    try:
+        with heeded():
+            code = main()
+    except Preempted:
+        code = print("told to end")  # type: ignore[func-returns-value]
+    sys.exit(code)

@@ -44,7 +44,7 @@ def job(scenario: str, processes: int = 2, variables: Callable[[int], dict[str, 
         for i in range(processes)
     ]  # fmt: skip
     try:
-        told = [process.communicate(timeout=120) for process in started]
+        told = [process.communicate(timeout=240) for process in started]
     finally:
         for process in started:
             process.kill()

@@ -83,7 +83,8 @@ def test_two_processes_find_what_one_finds(start, one_of_two, tmp_path):
     assert codes == [0, 0], err
     same(tmp_path / "run", one_of_two)
     assert "leaderboard" in out[0]
-    assert "Gloo" in out[1] + err[1] and (out[1] + err[1]).count("\n") == 1  # what the library says of itself
+    for words in ("leaderboard", "Run ", "Held out", "Traceback"):  # libraries may say what they like
+        assert words not in out[1] + err[1], "only the first says something"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -103,7 +104,7 @@ def test_one_that_is_killed_ends_the_job_and_resume_goes_on(start, one_of_two, t
         time.sleep(0.05)
     job.processes[1].send_signal(signal.SIGKILL)
     codes, _, err = job.end(timeout=600)
-    assert codes == [2, -signal.SIGKILL], err
+    assert codes == [42, -signal.SIGKILL], err
     last = [line for line in err[0].splitlines() if "Process 1 of this job is gone" in line]
     assert len(last) == 1 and "--resume" in last[0] and "Traceback" not in err[0]
     done = rows(tmp_path)

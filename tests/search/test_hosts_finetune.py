@@ -106,7 +106,7 @@ def test_one_that_is_killed_ends_the_job_and_resume_goes_on(start, tmp_path):
     job, done = _in_training(start, tmp_path, settings)
     job.processes[1].send_signal(signal.SIGKILL)
     codes, _, err = job.end(timeout=600)
-    assert codes == [2, -signal.SIGKILL], err
+    assert codes == [42, -signal.SIGKILL], err
     assert "Process 1 of this job is gone" in err[0] and "--resume" in err[0] and "Traceback" not in err[0]
     assert not (tmp_path / "run" / "policy").exists()
     codes, _, err = start(tmp_path, 2, "--resume", str(tmp_path / "run")).end()
