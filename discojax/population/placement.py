@@ -5,7 +5,7 @@
 | weights and moments of lanes | leading axis | copies | matrices, by `RULES` |
 | frozen weights | copies | copies | matrices, by `RULES` |
 | settings, steps, metrics | leading axis | copies | copies |
-| pairs, of which every lane draws from all | copies | copies; each device reads the rows of its share of a batch | copies |
+| pairs, all for every lane | copies | copies; each device reads the rows of its share of a batch | copies |
 | activations | its own lanes | its own rows | rows (`policies.sharding.batch_over_model`) |
 
 Moments have their parameter's name and shape, so one rule places both.

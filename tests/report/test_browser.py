@@ -247,7 +247,8 @@ def test_it_prints(opened, tmp_path):
     assert tab.locator("#paper > .card").count() == 7
     assert all("def " in text for text in tab.locator("#paper pre[aria-label=source]").all_inner_texts())
     cut = """() => [...document.querySelectorAll("pre, .formula, .scroll")]
-        .filter(e => e.clientWidth && (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1))
+        .filter(e => e.clientWidth)
+        .filter(e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1)
         .map(e => e.outerHTML.slice(0, 100))"""
     assert tab.evaluate(cut) == []
     tab.evaluate("dispatchEvent(new Event('afterprint'))")

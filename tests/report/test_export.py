@@ -13,8 +13,8 @@ from discojax import candidates, objectives
 from discojax.candidates.torch_printer import TORCH_CALLS, to_torch
 from discojax.errors import UserError
 from discojax.launch import main
-from discojax.places import taking_along
 from discojax.objectives.operators import OPERATORS
+from discojax.places import taking_along
 from discojax.report.export import TOLERANCE, export, function_name, verify
 from discojax.search import archive as archives
 
@@ -61,7 +61,7 @@ def test_an_objective_of_a_run_is_exported_by_its_name(tmp_path, capsys):
     folder = write_run(tmp_path / "some runs" / "one", proposed=4, scored=False).run.path
     with archives.open_archive(folder / "archive.sqlite") as archive:
         attempts = {attempt.name: attempt for attempt in archives.attempts(archive)}
-    for attempt in [a for a in attempts.values() if a.status == "accepted"][-2:] + [attempts["dpo"]]:
+    for attempt in [*[a for a in attempts.values() if a.status == "accepted"][-2:], attempts["dpo"]]:
         command = taking_along(attempt.name, folder).replace("--to torch", "--to jax")
         assert main(shlex.split(command)[3:]) == 0
         assert capsys.readouterr().out == export(candidates.parse(attempt.source, attempt.name), "jax")

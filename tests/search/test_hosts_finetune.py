@@ -122,7 +122,7 @@ def test_one_that_is_killed_ends_the_job_and_resume_goes_on(start, tmp_path):
 
 
 def test_one_that_is_taken_back_stops_all_and_what_it_had_is_kept(start, tmp_path):
-    # No checkpoint falls due on the way, however late the signal: what is kept is kept because it was stopped.
+    # No checkpoint falls due on the way, however late the signal: what is kept is kept since it was stopped.
     long = ("finetune.steps=400", "finetune.epochs=400", "finetune.checkpoint=1000")
     job, _ = _in_training(start, tmp_path, (*ADAPTERS, *long))
     job.processes[1].send_signal(signal.SIGTERM)
