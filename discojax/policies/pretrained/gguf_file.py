@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from discojax.errors import UserError
+from discojax.policies.architecture import Rope
 from discojax.policies.pretrained.architectures import ARCHITECTURES
 from discojax.policies.pretrained.safetensor_files import Spec
+from discojax.policies.rotary import frequencies
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["GgufFile", "open_gguf"]
 
 _SUPPORTED = ("llama", "qwen2", "qwen3")
+_FREQUENCIES = "rope_freqs.weight"
 # Stored per pair for llama.cpp's rotary positions; of the other architectures nothing is reordered.
 _PERMUTED = ("self_attn.q_proj.weight", "self_attn.k_proj.weight")
 
@@ -38,7 +41,11 @@ class GgufFile:
         self._path = path
         self.hf_config = self._config(reader)
         names = self._names(reader)
-        self._tensors = {names.get(tensor.name, tensor.name): tensor for tensor in reader.tensors}
+        self._tensors = {
+            names.get(tensor.name, tensor.name): tensor
+            for tensor in reader.tensors
+            if tensor.name != _FREQUENCIES  # which the configuration says
+        }
         self.specs: Mapping[str, Spec] = {
             name: Spec(path, tuple(int(n) for n in tensor.shape)[::-1], _kind(tensor))
             for name, tensor in self._tensors.items()
@@ -107,6 +114,12 @@ class GgufFile:
                 "files: take the model's safetensors instead."
             )
         heads, width = of("attention.head_count"), of("embedding_length")
+        head = of("attention.key_length", width // max(heads, 1))
+        theta = of("rope.freq_base", 10_000.0, exact)
+        rope = {"rope_type": "default", "rope_theta": theta}
+        for tensor in reader.tensors:
+            if tensor.name == _FREQUENCIES:
+                rope = self._stretched(np.asarray(tensor.data), theta, head)
         shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
         if "token_embd.weight" not in shapes:
             raise UserError(f"{self._path} has no tensor 'token_embd.weight'.")
@@ -123,13 +136,30 @@ class GgufFile:
             "num_hidden_layers": of("block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": of("attention.head_count_kv", heads),
-            "head_dim": of("attention.key_length", width // heads),
+            "head_dim": head,
             "max_position_embeddings": of("context_length"),
             "rms_norm_eps": of("attention.layer_norm_rms_epsilon", make=exact),
-            "rope_parameters": {"rope_type": "default", "rope_theta": of("rope.freq_base", 10_000.0, exact)},
+            "rope_parameters": rope,
             "tie_word_embeddings": "output.weight" not in shapes,
             **{name: value for name, value in tokens.items() if value is not None},
         }
+
+    def _stretched(self, factors: np.ndarray, theta: float, head: int) -> dict[str, Any]:
+        """The scaling of Llama 3.1 and later, of which a file has only what each angle is divided by."""
+        fields: dict[str, Any] = {
+            "factor": float(factors.max()),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        plain, _ = frequencies(Rope(theta), head)
+        stretched, _ = frequencies(Rope(theta, "llama3", **fields), head)
+        if factors.shape != plain.shape or not np.allclose(factors, plain / stretched, rtol=1e-3):
+            raise UserError(
+                f"{self._path} scales its rotary positions ({_FREQUENCIES!r}) otherwise than Llama 3.1, "
+                "which is not read from GGUF files: take the model's safetensors instead."
+            )
+        return {"rope_type": "llama3", "rope_theta": theta, **fields}
 
 
 def _kind(tensor: ReaderTensor) -> str:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from discojax.errors import UserError
-from discojax.policies import pretrained
+from discojax.policies import Rope, pretrained
 
 WIDTH, HEADS, KEYS, HIDDEN, LAYERS, VOCAB, HEAD = 32, 4, 2, 64, 2, 40, 8
 
@@ -39,7 +39,7 @@ def tensors(tied, biased):
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in named.items()}
 
 
-def written(path, made, architecture="llama", kind=None, epsilon=1e-5, **more):
+def written(path, made, architecture="llama", kind=None, epsilon=1e-5, base=500.0, **more):
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
@@ -48,7 +48,7 @@ def written(path, made, architecture="llama", kind=None, epsilon=1e-5, **more):
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KEYS)
     writer.add_layer_norm_rms_eps(epsilon)
-    writer.add_rope_freq_base(500.0)
+    writer.add_rope_freq_base(base)
     writer.add_eos_token_id(2)
     for name, value in more.items():
         getattr(writer, name)(value)
@@ -113,6 +113,21 @@ def test_a_gguf_file_becomes_a_directory(tmp_path):
     assert again.policy.config == loaded.policy.config
 
 
+def test_llama_3_1_s_stretched_angles_are_read(tmp_path):
+    """As llama.cpp's converter writes them: what each angle is divided by."""
+    factors = []
+    for wavelength in 2 * np.pi * 5e5 ** (np.arange(0, HEAD, 2) / HEAD):
+        smooth = (8192 / wavelength - 1) / (4 - 1)
+        between = 1 / ((1 - smooth) / 8 + smooth)
+        factors.append(1 if wavelength < 8192 / 4 else 8 if wavelength > 8192 else between)
+    assert 1 < factors[2] < factors[3] == 8
+    made = tensors(True, False) | {"rope_freqs.weight": np.array(factors, np.float32)}
+    loaded = pretrained.load(written(tmp_path / "model.gguf", made, base=5e5))
+    assert loaded.policy.config.rope == Rope(5e5, "llama3", 8.0)
+    again = pretrained.load(pretrained.save(loaded, tmp_path / "model"))
+    assert again.policy.config == loaded.policy.config
+
+
 def test_what_cannot_be_read_is_told(tmp_path):
     def refused(path, match):
         with pytest.raises(UserError, match=match):
@@ -127,8 +142,8 @@ def test_what_cannot_be_read_is_told(tmp_path):
     made = tensors(True, False)
     scaling = {"add_rope_scaling_type": gguf.RopeScalingType.YARN}
     refused(written(tmp_path / "d.gguf", made, **scaling), r"scales its rotary positions \('yarn'\)")
-    made["rope_freqs.weight"] = np.ones(4, np.float32)
-    refused(written(tmp_path / "e.gguf", made), r"a tensor 'rope_freqs\.weight' that no LlamaForCausalLM has")
+    made["rope_freqs.weight"] = np.array([1, 2, 3, 4], np.float32)
+    refused(written(tmp_path / "e.gguf", made), r"'rope_freqs\.weight'\) otherwise than Llama 3\.1")
     (tmp_path / "f.gguf").write_bytes(b"GGUF" + bytes(20))
     refused(tmp_path / "f.gguf", "is not a GGUF file that can be read")
     (tmp_path / "g.gguf").write_bytes(b"something else altogether")
