@@ -19,7 +19,7 @@ from pathlib import Path
 from discojax.errors import UserError, nearest
 from discojax.population.backend import configure_backend
 
-PARTS = ("steps", "swap", "sampling", "head", "utilisation", "growth", "checkpoint", "report")
+PARTS = ("steps", "swap", "sampling", "head", "utilisation", "growth", "compile", "checkpoint", "report")
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks import checkpoint, head, report, sampling, steps, swap, utilisation
+    from benchmarks import checkpoint, depth, head, report, sampling, steps, swap, utilisation
     from benchmarks.measuring import Row
     from benchmarks.peers import open_peer
 
@@ -55,6 +55,7 @@ def main() -> int:
             "head": lambda: head.rows(quick=quick),
             "utilisation": lambda: utilisation.rows(quick=quick),
             "growth": lambda: utilisation.growth(quick=quick),
+            "compile": lambda: depth.rows(quick=quick),
             "checkpoint": lambda: checkpoint.rows(quick=quick),
             "report": lambda: report.rows(quick=quick),
         }
