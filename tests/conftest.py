@@ -10,8 +10,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import ports`
+settings.register_profile("discojax", deadline=None)  # nothing is asserted about the clock
+settings.load_profile("discojax")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 import fnmatch
 import functools
 import importlib.resources
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import yaml
 
 from discojax.config import Budget
 
-__all__ = ["Price", "Spent", "affords", "left", "price_of", "prices", "used_up"]
+__all__ = ["Listed", "Price", "Spent", "covers", "left", "price_of", "prices", "used_up"]
+
+# What a name may go on with and still be that model: a version, a date.
+_VERSION = re.compile(r"-(latest|preview|exp|\d+([.-]\d+)*)$")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,9 @@ class Spent:
       unpriced: requests whose price is not known; `dollars` leaves them out.
       tokens_in, tokens_out: paid for; thinking counts as out.
       requests: answered requests.
+      unanswered: requests that were sent and not answered, and may be billed all the same: `tokens_in`,
+        `tokens_out` and `dollars` have what they cost at most.
+      unanswered_dollars: the part of `dollars` that is theirs.
       candidates: proposals, whatever became of them.
       seconds: of wall time, while the run was going.
     """
@@ -35,6 +43,8 @@ class Spent:
     requests: int = 0
     candidates: int = 0
     seconds: float = 0.0
+    unanswered: int = 0
+    unanswered_dollars: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -43,15 +53,25 @@ class Spent:
 
     @property
     def cost(self) -> str:
-        """The dollars as text, which says so where some are not known.
+        """The dollars as text, which says so where some are not known, or need not have been paid.
 
         >>> Spent(dollars=0.0123).cost, Spent(dollars=4.5, unpriced=1).cost, Spent(unpriced=2).cost
         ('$0.0123', '$4.50 + unknown', 'unknown')
+        >>> Spent(dollars=4.5, unanswered=1, unanswered_dollars=0.5).cost
+        '$4.50, up to $0.5000 of it for 1 request without an answer'
         """
-        known = f"${self.dollars:.4f}" if self.dollars < 1 else f"${self.dollars:.2f}"
-        if not self.unpriced:
+        known = _dollars(self.dollars)
+        if self.unpriced:
+            known = f"{known} + unknown" if self.dollars else "unknown"
+        if not self.unanswered:
             return known
-        return f"{known} + unknown" if self.dollars else "unknown"
+        part = f"up to {_dollars(self.unanswered_dollars)} of it" if self.unanswered_dollars else "some of it"
+        requests = "request" if self.unanswered == 1 else "requests"
+        return f"{known}, {part} for {self.unanswered} {requests} without an answer"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:.4f}" if amount < 1 else f"${amount:.2f}"
 
 
 @dataclass(frozen=True)
@@ -94,16 +114,14 @@ def used_up(budget: Budget, spent: Spent) -> str:
     return ""
 
 
-def affords(budget: Budget, spent: Spent, tokens_in: int, tokens_out: int, price: Price | None) -> bool:
-    """Whether a request of at most so many tokens keeps within the limits of money and of tokens.
+def covers(budget: Budget, spent: Spent) -> bool:
+    """Whether the limits of money and of tokens cover all of this.
 
     Of a model without a known price only the tokens are bounded.
     """
-    if budget.tokens is not None and spent.tokens + tokens_in + tokens_out > budget.tokens:
-        return False
-    if budget.dollars is None or price is None:
-        return True
-    return spent.dollars + price.cost(tokens_in, tokens_out) <= budget.dollars
+    return (budget.tokens is None or spent.tokens <= budget.tokens) and (
+        budget.dollars is None or spent.dollars <= budget.dollars
+    )
 
 
 def left(budget: Budget, spent: Spent) -> float:
@@ -121,23 +139,66 @@ def left(budget: Budget, spent: Spent) -> float:
     return min(1.0, max(0.0, min(shares, default=1.0)))
 
 
-@functools.cache
-def prices() -> Mapping[str, Price]:
-    """The prices of `prices.yaml` by pattern of model name, in its order."""
-    text = importlib.resources.files("discojax.proposers").joinpath("prices.yaml").read_text("utf-8")
-    table = yaml.safe_load(text)["models"]
-    return {name: Price(entry["in"], entry["out"], entry.get("cached")) for name, entry in table.items()}
+@dataclass(frozen=True)
+class Listed:
+    """An entry of `prices.yaml`.
 
-
-def price_of(*names: str) -> Price | None:
-    """What a model costs, by the first of its names that is known; None if none is.
-
-    >>> price_of("models/gemini-3.5-flash-002").tokens_out
-    9.0
+    Attributes:
+      price: from now on.
+      until: the last day of that price, if one is announced.
+      then: the price after that day.
+      server: the kind of server that has it, if others may not.
     """
+
+    price: Price
+    until: datetime.date | None = None
+    then: Price | None = None
+    server: str = ""
+
+    def on(self, day: datetime.date) -> Price:
+        """The price of a day."""
+        return self.then if self.then and self.until and day > self.until else self.price
+
+
+@functools.cache
+def prices() -> Mapping[str, Listed]:
+    """The entries of `prices.yaml` by model name or pattern of it, in its order."""
+    text = importlib.resources.files("discojax.proposers").joinpath("prices.yaml").read_text("utf-8")
+
+    def price(entry: Mapping[str, float]) -> Price:
+        return Price(entry["in"], entry["out"], entry.get("cached"))
+
+    return {
+        name: Listed(
+            price(entry),
+            entry.get("until"),
+            price(entry["then"]) if "then" in entry else None,
+            entry.get("server", ""),
+        )
+        for name, entry in yaml.safe_load(text)["models"].items()
+    }
+
+
+def price_of(server: str, *names: str, day: datetime.date | None = None) -> Price | None:
+    """What a model costs on a day, today by default, by the first of its names that is known; else None.
+
+    >>> price_of("gemini", "models/gemini-3.5-flash-002").tokens_out
+    9.0
+    >>> price_of("openai", "gpt-5.4-pro") is None
+    True
+    """
+    day = day or datetime.date.today()
     for name in names:
-        bare = name.rpartition("/")[2].lower()  # as in `models/gemini-...` and `google/gemini-...`
-        for pattern, price in prices().items():
-            if fnmatch.fnmatchcase(bare, pattern):
-                return price
+        for bare in _versions(name.rpartition("/")[2].lower()):  # of `models/gemini-...`, `google/gemini-...`
+            for pattern, listed in prices().items():
+                if fnmatch.fnmatchcase(bare, pattern) and server.startswith(listed.server):
+                    return listed.on(day)
     return None
+
+
+def _versions(name: str) -> Iterator[str]:
+    """A model's name, and what it is a version of."""
+    yield name
+    while (version := _VERSION.search(name)) is not None:
+        name = name[: version.start()]
+        yield name

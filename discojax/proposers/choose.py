@@ -47,6 +47,7 @@ def make_proposer(config: Config, library: Sequence[str], *, ledger: Ledger | No
 def _language_model(config: Config, ledger: Ledger) -> Proposer:
     from discojax.proposers.connect import connect
     from discojax.proposers.language_model import LanguageModel
+    from discojax.proposers.paying import Purse
     from discojax.proposers.retry import Patience
 
     settings, server = config.proposer, config.search.proposer
@@ -59,7 +60,7 @@ def _language_model(config: Config, ledger: Ledger) -> Proposer:
                 '["qwen3:8b"] with proposer.base_url=http://localhost:11434/v1 for Ollama.'
             )
         models = (DEFAULT_MODEL,)
-    unpriced = [model for model in models if not settings.price and price_of(model) is None]
+    unpriced = [model for model in models if not settings.price and price_of(server, model) is None]
     if unpriced and config.budget.dollars is not None and config.budget.tokens is None:
         raise UserError(
             f"The price of {unpriced[0]!r} is not known, so budget.dollars cannot hold: set proposer.price "
@@ -79,4 +80,5 @@ def _language_model(config: Config, ledger: Ledger) -> Proposer:
     if not ledger.spent().requests:  # a wrong key or name is told now, not after minutes of preparation
         for client in clients:
             client.probe()
-    return LanguageModel(clients, settings, config.budget, ledger, config.evaluation.confidence)
+    purse = Purse(config.budget, ledger, settings.price)
+    return LanguageModel(clients, settings, purse, config.evaluation.confidence)

@@ -121,14 +121,22 @@ class ClientError(UserError):
       kind: what may be done about it.
       retry_after: seconds the server asked to wait, if it said so.
       status: the HTTP status, if there was a response.
+      billed: whether the server may have answered, and bill it, though the answer did not come.
     """
 
     def __init__(
-        self, message: str, kind: Kind, *, retry_after: float | None = None, status: int | None = None
+        self,
+        message: str,
+        kind: Kind,
+        *,
+        retry_after: float | None = None,
+        status: int | None = None,
+        billed: bool = False,
     ):
         self.kind: Kind = kind
         self.retry_after = retry_after
         self.status = status
+        self.billed = billed
         super().__init__(message)
 
     @property

@@ -12,11 +12,15 @@ from typing import Any
 from discojax.proposers import keys
 from discojax.proposers.client import ClientError, Kind
 
-__all__ = ["RefusalError", "body_of", "explain", "no_route", "no_such_model", "timed_out"]
+__all__ = ["RefusalError", "body_of", "explain", "no_route", "no_such_model", "reached", "timed_out"]
 
 _LONGEST_SAID = 300
 _LARGEST_BODY = 1 << 26  # bytes; the longest answers have less than one percent of that
 _ONCE_MORE = (408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)
+_GATEWAY_TIMEOUTS = (408, 504, 524)  # behind which the answer may have been made
+_NEVER_SENT = re.compile(
+    r"Connect(Error|Timeout|TimeoutError)\b|NewConnectionError|NameResolutionError|PoolTimeout"
+)
 _KEY_WORDS = ("api key", "api_key", "apikey", "authentication", "unauthorized")
 
 
@@ -71,19 +75,31 @@ def explain(
         )
     retry_after = _pause(details, headers)
     kind: Kind = "transient" if status in _ONCE_MORE else "refused"
-    return ClientError(f"{where}: {words}.", kind, retry_after=retry_after, status=status)
+    billed = status in _GATEWAY_TIMEOUTS
+    return ClientError(f"{where}: {words}.", kind, retry_after=retry_after, status=status, billed=billed)
 
 
-def timed_out(server: str, seconds: float) -> ClientError:
-    """The error for an answer that did not come in time."""
+def reached(error: BaseException | None) -> bool:
+    """Whether the request that an SDK's error is about may have reached its server."""
+    while error is not None:
+        if _NEVER_SENT.search(f"{type(error).__name__} {error!r}"):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
+
+
+def timed_out(server: str, seconds: float, error: BaseException | None = None) -> ClientError:
+    """The error for an answer that did not come in time; `error` is the SDK's."""
     return ClientError(
         f"{server} did not answer within {seconds:g} s; a longer timeout, or less thinking, may help.",
         "transient",
+        billed=reached(error),
     )
 
 
-def no_route(server: str, base_url: str, problem: str) -> ClientError:
-    """The error for a connection that could not be made or broke."""
+def no_route(server: str, base_url: str, error: BaseException) -> ClientError:
+    """The error for a connection that could not be made or broke, of the SDK's or its HTTP library's."""
+    problem = str(error) or type(error).__name__
     short = re.search(r"\[Errno -?\d+\] [\w ,]+", problem)
     words = keys.redact(short[0] if short else problem)[:_LONGEST_SAID].rstrip(". ")
     where = keys.redact(base_url)
@@ -91,6 +107,7 @@ def no_route(server: str, base_url: str, problem: str) -> ClientError:
         f"The connection to {server} at {where} failed ({words}): is the address right, the server "
         "running and the network up?",
         "transient",
+        billed=reached(error),
     )
 
 
@@ -116,7 +133,9 @@ def body_of(server: str, text: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             flaw = "text that is not JSON"
     start = keys.redact(" ".join(text[:80].split()))
-    raise ClientError(f"{server} answered with {flaw}, starting {start!r}.", "transient", status=200)
+    raise ClientError(
+        f"{server} answered with {flaw}, starting {start!r}.", "transient", status=200, billed=True
+    )
 
 
 def _said(body: Any) -> tuple[str, str, list[dict[str, Any]]]:

@@ -141,9 +141,9 @@ class Gemini(SdkClient):
             return faults.explain(self.where, self.key_names, error.code, error.details, headers)
         timeouts, transport = _transport_errors()
         if isinstance(error, timeouts):
-            return faults.timed_out(self.where, seconds)
+            return faults.timed_out(self.where, seconds, error)
         if isinstance(error, transport):
-            return faults.no_route(self.where, self.base_url, str(error) or type(error).__name__)
+            return faults.no_route(self.where, self.base_url, error)
         return None
 
 

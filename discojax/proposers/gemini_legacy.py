@@ -112,9 +112,11 @@ class GeminiLegacy(SdkClient):
                 body = response.text
             return faults.explain(self.where, self.key_names, response.status_code, body, response.headers)
         if isinstance(error, self._requests.Timeout | self._errors.DeadlineExceeded):
-            return faults.timed_out(self.where, seconds)
+            return faults.timed_out(self.where, seconds, error)
         if isinstance(error, self._requests.RequestException | self._errors.RetryError):
-            return faults.no_route(self.where, self.base_url, str(error))
+            return faults.no_route(self.where, self.base_url, error)
         if type(error).__name__ == "ParseError":  # of protobuf: the body is no JSON, or another one's
-            return ClientError(f"{self.where} answered with text that is not its JSON.", "transient")
+            return ClientError(
+                f"{self.where} answered with text that is not its JSON.", "transient", billed=True
+            )
         return None

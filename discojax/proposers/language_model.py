@@ -10,30 +10,22 @@ from __future__ import annotations
 
 import functools
 import random
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from discojax import candidates
-from discojax.config import Budget, Proposer
+from discojax.config import Proposer
 from discojax.errors import UserError
-from discojax.proposers import bandit, budget, parents, prompt, replies, selection
-from discojax.proposers.budget import Spent
-from discojax.proposers.client import Client, ClientError, Request, Turn, request_hash
+from discojax.proposers import bandit, parents, prompt, replies, selection
+from discojax.proposers.client import ClientError, Request, Turn, request_hash
+from discojax.proposers.paying import MOST_TOKENS, BudgetEndError, Purse
 from discojax.proposers.replies import Draft, Untidy
-from discojax.proposers.retry import together
-from discojax.proposers.types import Exchange, Interruptible, Ledger, Proposal, Purpose, Scored, Status
+from discojax.proposers.retry import Retrying, together
+from discojax.proposers.types import Exchange, Proposal, Purpose, Scored, Status
 
 __all__ = ["LanguageModel"]
 
 _LONGEST_THOUGHT = 400
-_MOST_TOKENS = 65_536  # that any server is asked for
-_IN_MARGIN = 1.5  # of `prompt.tokens_of`, to be above any tokenizer's count
-
-
-class _BudgetEndError(Exception):
-    """The budget does not cover the request."""
 
 
 @dataclass
@@ -43,14 +35,10 @@ class _Session:
     Attributes:
       failures: requests in a row that gave no candidate.
       why: why nothing was proposed, if so.
-      under_way: the most that requests under way may cost.
-      turn: for whoever reads or changes `under_way`.
     """
 
     failures: int = 0
     why: str = ""
-    under_way: list[Spent] = field(default_factory=list)
-    turn: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True)
@@ -60,15 +48,13 @@ class LanguageModel:
     Attributes:
       clients: one for each model; a bandit shares the requests among them.
       settings: of the config's section `proposer`.
-      budget: what may be spent.
-      ledger: where answers are kept.
+      purse: what pays for requests, and keeps their answers.
       confidence: of the intervals that the history has.
     """
 
-    clients: tuple[Client, ...]
+    clients: tuple[Retrying, ...]
     settings: Proposer
-    budget: Budget
-    ledger: Ledger = field(repr=False)
+    purse: Purse = field(repr=False)
     confidence: float = 0.95
     session: _Session = field(default_factory=_Session, repr=False, compare=False)
 
@@ -109,7 +95,7 @@ class LanguageModel:
             for one in together(rounds):
                 try:
                     made = [replace(p, name=_unique(p.name, taken)) for p in one.result()]
-                except _BudgetEndError as end:
+                except BudgetEndError as end:
                     self.session.why = str(end)
                     continue
                 self._count(made)
@@ -130,8 +116,7 @@ class LanguageModel:
     def stop(self) -> None:
         """From another thread: no client waits any longer, and what is still to be asked is an error."""
         for client in self.clients:
-            if isinstance(client, Interruptible):
-                client.stop()
+            client.stop()
 
     def _count(self, made: Sequence[Proposal]) -> None:
         if not all(one.unanswered for one in made):
@@ -215,7 +200,7 @@ class _Conversation:
     """A question and what follows from its answer; `exchanges` is what was paid for."""
 
     proposer: LanguageModel
-    client: Client
+    client: Retrying
     request: Request
     wanted: int
     exchanges: list[Exchange] = field(default_factory=list)
@@ -225,11 +210,11 @@ class _Conversation:
 
         Raises:
           ClientError: if no answer came to the question itself.
-          _BudgetEndError: if it was not asked.
+          BudgetEndError: if it was not asked.
         """
         text, read = self._read(self._send(self.request, "propose"))
         if isinstance(read, Untidy) and read.remedy == "more_tokens":
-            more = min(2 * (self.request.max_output_tokens or _MOST_TOKENS), _MOST_TOKENS)
+            more = min(2 * (self.request.max_output_tokens or MOST_TOKENS), MOST_TOKENS)
             again = self._follow_up(replace(self.request, max_output_tokens=more), "more_tokens")
             text, read = self._read(again) if again else (text, read)
         if isinstance(read, Untidy):
@@ -264,7 +249,7 @@ class _Conversation:
         """An answer that the round can do without: None if it fails or the budget does not cover it."""
         try:
             return self._send(request, purpose)
-        except _BudgetEndError:
+        except BudgetEndError:
             return None
         except ClientError as error:
             if error.final:
@@ -276,55 +261,9 @@ class _Conversation:
         return reply.texts[0], replies.read(reply.texts[0], reply.finishes[0], reply.detail)
 
     def _send(self, request: Request, purpose: Purpose) -> Exchange:
-        """From the ledger, or else from the server and into the ledger."""
-        ledger, settings = self.proposer.ledger, self.proposer.settings
-        key = request_hash(self.client, request)
-        exchange = ledger.get(key)
-        if exchange is None:
-            with self._within_budget(request):
-                reply = self.client.generate(request)
-                given = budget.Price(*settings.price) if settings.price else None
-                price = given or budget.price_of(reply.model_version, self.client.model)
-                tokens = reply.tokens_in, reply.tokens_out, reply.tokens_cached
-                cost = None if price is None else price.cost(*tokens)
-                exchange = Exchange(
-                    self.client.name, self.client.model, purpose, prompt.version(), request, reply, cost
-                )
-                ledger.put(key, exchange)
+        exchange = self.proposer.purse.answered(self.client, request, purpose)
         self.exchanges.append(exchange)
         return exchange
-
-    @contextmanager
-    def _within_budget(self, request: Request) -> Iterator[None]:
-        """While a request is under way the others count what it may cost at most."""
-        limits, settings, session = self.proposer.budget, self.proposer.settings, self.proposer.session
-        tokens_in = int(_IN_MARGIN * prompt.tokens_of(request.system, *(t.text for t in request.turns)))
-        tokens_out = request.max_output_tokens or _MOST_TOKENS
-        price = budget.Price(*settings.price) if settings.price else budget.price_of(self.client.model)
-        most = Spent(0.0 if price is None else price.cost(tokens_in, tokens_out), 0, tokens_in, tokens_out)
-        with session.turn:
-            spent = self.proposer.ledger.spent()
-            if reason := budget.used_up(limits, spent):
-                raise _BudgetEndError(reason)
-            for other in session.under_way:
-                spent = replace(
-                    spent,
-                    dollars=spent.dollars + other.dollars,
-                    tokens_in=spent.tokens_in + other.tokens_in,
-                    tokens_out=spent.tokens_out + other.tokens_out,
-                )
-            if not budget.affords(limits, spent, tokens_in, tokens_out, price):
-                cost = "" if price is None else f", ${most.dollars:.3g}"
-                raise _BudgetEndError(
-                    f"the rest of the budget does not cover one more request of up to "
-                    f"{tokens_in + tokens_out:,} tokens{cost}"
-                )
-            session.under_way.append(most)
-        try:
-            yield
-        finally:
-            with session.turn:
-                session.under_way.remove(most)
 
     def paid_for(self, proposal: Proposal) -> Proposal:
         """With what the exchanges say and cost, together."""

@@ -131,11 +131,11 @@ class OpenAI(SdkClient):
                 body = error.response.text
             return faults.explain(self.where, self.key_names, error.status_code, body, error.response.headers)
         if isinstance(error, sdk.APITimeoutError):
-            return faults.timed_out(self.where, seconds)
+            return faults.timed_out(self.where, seconds, error)
         if isinstance(error, sdk.APIConnectionError):
-            return faults.no_route(self.where, self.base_url, str(error.__cause__ or error))
+            return faults.no_route(self.where, self.base_url, error.__cause__ or error)
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore"):  # while reading
-            return faults.no_route(self.where, self.base_url, str(error))
+            return faults.no_route(self.where, self.base_url, error)
         return None
 
 

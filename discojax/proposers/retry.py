@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -93,8 +94,14 @@ class Retrying:
         """The client's, "" for one that has none."""
         return str(getattr(self.client, "base_url", ""))
 
-    def generate(self, request: Request) -> Reply:
+    def generate(
+        self, request: Request, attempt: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> Reply:
         """The answer to a request, sent again while that may help.
+
+        Args:
+          request: what is asked.
+          attempt: around every attempt; it sees what that raises, and what it raises itself ends them.
 
         Raises:
           ClientError: if none came; of kind "stopped", once too many requests in a row have failed, or
@@ -104,8 +111,13 @@ class Retrying:
             raise self._interrupted()
         if self._failures >= self.patience.give_up_after:
             raise self._stopped()
+
+        def once() -> Reply:
+            with attempt():
+                return self.client.generate(request)
+
         try:
-            reply = self._attempts(lambda: self.client.generate(request), self.patience.attempts)
+            reply = self._attempts(once, self.patience.attempts)
         except ClientError as error:
             failure = self._counted(error)
         else:

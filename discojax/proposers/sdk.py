@@ -215,7 +215,9 @@ class SdkClient(abc.ABC):
         if known is not None:
             return known
         words = keys.redact(" ".join(str(error).split()))[:300]
-        return ClientError(f"{self.where}: the SDK failed with {type(error).__name__}: {words}.", "refused")
+        return ClientError(
+            f"{self.where}: the SDK failed with {type(error).__name__}: {words}.", "refused", billed=True
+        )
 
     def _key(self) -> str:
         return keys.read(self.key_names, self.name)

@@ -18,6 +18,7 @@ __all__ = [
     "Provenance",
     "Purpose",
     "Scored",
+    "Sent",
     "Status",
 ]
 
@@ -158,8 +159,26 @@ class Exchange:
     cost: float | None
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A request that is under way, or that got no answer, and so may be paid for.
+
+    Attributes:
+      server, model, purpose: as of an `Exchange`.
+      tokens_in, tokens_out: it has at most.
+      cost: in dollars, at most; None if the price is not known.
+    """
+
+    server: str
+    model: str
+    purpose: Purpose
+    tokens_in: int
+    tokens_out: int
+    cost: float | None
+
+
 class Ledger(Protocol):
-    """Where paid requests are written before anything else is done with them.
+    """Where requests are written before they are sent, and replies before anything else is done with them.
 
     So a request is paid for once, whatever kills the run, and a budget holds over all its sessions.
     """
@@ -168,7 +187,13 @@ class Ledger(Protocol):
         """What the request of this hash was answered with, if it was ever asked."""
 
     def put(self, request: str, exchange: Exchange) -> None:
-        """Writes it down for good; a hash that is there already stays as it is."""
+        """Writes it down for good, as no longer under way; a hash that is there already stays as it is."""
+
+    def send(self, request: str, sent: Sent) -> None:
+        """Writes down that a request is under way from now on."""
+
+    def unanswered(self, request: str, reason: str) -> None:
+        """Writes down why one under way got no answer; "" if it will not be billed, which forgets it."""
 
     def spent(self) -> Spent:
-        """What the run has spent, in all its sessions."""
+        """What the run has spent, in all its sessions, without what is under way."""

@@ -21,8 +21,9 @@ def table(controls: Sequence[Control], *, baseline: str, confidence: float) -> T
     result = Table(
         title="the search against its controls, held out",
         caption=(
-            "Each had the same number of candidates, in the same brackets. `best` is what its elites' own "
-            "measurements put first; differences are paired, each by itself, with "
+            "Each had the same number of candidates, in the same brackets, and an equal share of the "
+            "budget. `best` is what its elites' own measurements put first; differences are paired, each "
+            "by itself, with "
             f"{100 * confidence:g} % intervals."
         ),
         caption_justify="left",

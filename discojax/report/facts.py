@@ -123,6 +123,6 @@ def _time(run: Run) -> str:
 
 def _cost(run: Run) -> str:
     spent = run.spent
-    if not spent.requests:
+    if not (spent.requests or spent.unanswered):
         return "no request was paid for"
     return f"{spent.cost}: {spent.requests} requests, {spent.tokens_in:,} tokens in, {spent.tokens_out:,} out"

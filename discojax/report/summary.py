@@ -57,7 +57,7 @@ def _caption(outcome: Outcome, kl_budget: float, confidence: float) -> str:
             f"The search scored {outcome.scored} objectives, {outcome.accepted} of them accepted "
             f"out of {outcome.proposed} proposed."
         )
-    if outcome.spent is not None and outcome.spent.requests:
+    if outcome.spent is not None and (outcome.spent.requests or outcome.spent.unanswered):
         spent = outcome.spent
         sentences.append(f"It made {spent.requests} requests: {spent.tokens:,} tokens, {spent.cost}.")
     return " ".join(sentences)

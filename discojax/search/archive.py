@@ -8,9 +8,9 @@
     | `proposals` | a proposal, in order | all of `Attempt` but `raw_reply` and `thought` |
     | `scores` | an evaluation | all of `Evaluation` but arrays of prompts, with `operator`, `generation` |
     | `failures` | a proposal or lane that failed | `kind`, `name`, `stage`, `reason`, `created` |
-    | `spending` | a language model, by purpose | `requests`, `tokens_*`, `dollars`, `unpriced` |
+    | `spending` | requests by model and purpose, unanswered apart | `requests`, `tokens_*`, `dollars` |
 
-The table `requests` has every request that was answered; see `discojax.search.ledger`.
+The tables `requests` and `unanswered` have every request; see `discojax.search.ledger`.
 
 What holds at any moment, also after `kill -9` or a power cut (write-ahead log, synchronous commits):
 a transaction is whole or absent; nothing is scored twice; a failure is a status and never a number,
@@ -37,9 +37,10 @@ import numpy as np
 from discojax import __version__
 from discojax.errors import UserError
 from discojax.search import schema
-from discojax.search.records import Attempt, Evaluation, EvaluationKey, columns_of, unpack
+from discojax.search.records import NUMBERS, Attempt, Evaluation, EvaluationKey, columns_of, unpack
 
 __all__ = [
+    "NUMBERS",
     "Archive",
     "Attempt",
     "Evaluation",

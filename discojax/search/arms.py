@@ -1,7 +1,8 @@
 """Arms: the search, and the controls that it is held against at equal budget.
 
 An arm has as many candidates in as many generations as the search, and its brackets, rungs and elites
-are the same; only where its candidates come from differs:
+are the same, and of a run's budget it has an equal share: of money and tokens, of those that pay, and of
+proposals, of those that propose. Only where its candidates come from differs:
 
 | control | candidates |
 |---|---|
@@ -12,16 +13,19 @@ are the same; only where its candidates come from differs:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from discojax import candidates, objectives
-from discojax.config import Config
+from discojax.config import Budget, Config
 from discojax.errors import UserError
 from discojax.proposers.choose import make_proposer
-from discojax.proposers.types import Ledger, Proposer
+from discojax.proposers.connect import SERVERS
+from discojax.proposers.types import Proposer
 from discojax.search.archive import Archive
+from discojax.search.ledger import RunLedger
 from discojax.search.proposals import Notebook
 from discojax.search.trials import SEARCH, Contender
 
@@ -41,6 +45,8 @@ class Arm:
       place: 0 for the search; 1 and up for controls. It decides seeds and, of two jobs, which waits.
       notebook: its attempts.
       proposer: who is asked; None if the candidates are `given`.
+      ledger: what it pays for.
+      budget: its own.
       given: all of its candidates.
       told: whether the proposer is told what was tried.
       learns: whether it waits for scores, to be told these too.
@@ -50,23 +56,32 @@ class Arm:
     place: int
     notebook: Notebook
     proposer: Proposer | None
+    ledger: RunLedger
+    budget: Budget
     given: tuple[Contender, ...] = ()
     told: bool = True
     learns: bool = True
 
 
-def make_arms(config: Config, archive: Archive, library: tuple[str, ...], ledger: Ledger) -> list[Arm]:
+def make_arms(config: Config, archive: Archive, library: tuple[str, ...]) -> list[Arm]:
     """The search's arm, then those of `search.controls`.
 
     Raises:
       UserError: the proposer lacks something, or cannot be asked without a history.
     """
-    arms = [Arm(SEARCH, 0, Notebook(archive), make_proposer(config, library, ledger=ledger))]
-    for place, name in enumerate(dict.fromkeys(config.search.controls), 1):
-        notebook = Notebook(archive, place, _PREFIXES.get(name, ""))
+    controls = tuple(dict.fromkeys(config.search.controls))
+    config = replace(config, budget=_share(config, controls))
+    ledger = RunLedger(archive, 0)
+    arms = [
+        Arm(
+            SEARCH, 0, Notebook(archive), make_proposer(config, library, ledger=ledger), ledger, config.budget
+        )
+    ]
+    for place, name in enumerate(controls, 1):
+        notebook, ledger = Notebook(archive, place, _PREFIXES.get(name, "")), RunLedger(archive, place)
         if name == "tuned_baselines":
             given = tuned(config.search.candidates, config.population.learning_rate)
-            arms.append(Arm(name, place, notebook, None, given))
+            arms.append(Arm(name, place, notebook, None, ledger, config.budget, given))
             continue
         changed = replace(config, search=replace(config.search, proposer="random_mutation"))
         if name == "best_of_n":
@@ -78,8 +93,21 @@ def make_arms(config: Config, archive: Archive, library: tuple[str, ...], ledger
             changed = replace(config, proposer=replace(config.proposer, history=False))
         proposer = make_proposer(changed, library, ledger=ledger)
         told = name != "best_of_n"
-        arms.append(Arm(name, place, notebook, proposer, told=told, learns=False))
+        arms.append(Arm(name, place, notebook, proposer, ledger, config.budget, told=told, learns=False))
     return arms
+
+
+def _share(config: Config, controls: Sequence[str]) -> Budget:
+    """One arm's part of the budget; time passes for all of them alike."""
+    whole = config.budget
+    proposing = 1 + sum(name != "tuned_baselines" for name in controls)
+    paying = 1 + ("best_of_n" in controls and config.search.proposer in SERVERS)
+    return replace(
+        whole,
+        dollars=None if whole.dollars is None else whole.dollars / paying,
+        tokens=None if whole.tokens is None else max(whole.tokens // paying, 1),
+        candidates=None if whole.candidates is None else max(whole.candidates // proposing, 1),
+    )
 
 
 def tuned(count: int, learning_rate: float) -> tuple[Contender, ...]:

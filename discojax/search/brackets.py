@@ -122,7 +122,7 @@ class Race:
         self.raced = {arm.name: Raced([], {}) for arm in arms}
         self.arrivals: dict[_Proposed, list[Contender]] = {}
         self.prefetchers: list[Prefetcher[_Ask, Contender]] = []
-        self.told_of_budget = False
+        self.told_of_budget: set[str] = set()
 
     def begin(self) -> None:
         """Starts all plans: the library's bracket, and those of every generation of every arm."""
@@ -228,19 +228,20 @@ class Race:
             seed=self.config.run.seed + 7919 * arm.place,
             batch=self.config.proposer.candidates * self.config.proposer.concurrency,
             told=arm.told,
-            go_on=self._may_ask,
+            go_on=functools.partial(self._may_ask, arm),
             heard=self.ledger.hand_over if arm.place == 0 else lambda proposals: None,
         )
 
-    def _may_ask(self) -> bool:
+    def _may_ask(self, arm: Arm) -> bool:
+        """In the prefetcher's thread."""
         if any(prefetcher.stopping.is_set() for prefetcher in self.prefetchers):
             return False
-        spent = self.ledger.spent()
-        reason = used_up(self.config.budget, spent)
-        if reason and not self.told_of_budget:
-            self.told_of_budget = True
-            archives.add_event(self.laboratory.archive, "budget", reason=reason)
-            self.schedule.post(functools.partial(self.monitor.say, f"No more is proposed: {reason}."))
+        reason = used_up(arm.budget, arm.ledger.spent())
+        if reason and arm.name not in self.told_of_budget:
+            self.told_of_budget.add(arm.name)
+            archives.add_event(self.laboratory.archive, "budget", arm=arm.name, reason=reason)
+            whom = f" for {arm.name}" if len(self.arms) > 1 else ""
+            self.schedule.post(functools.partial(self.monitor.say, f"No more is proposed{whom}: {reason}."))
         return not reason
 
     def _arrived(self, arm: Arm, ask: _Ask, contender: Contender) -> None:

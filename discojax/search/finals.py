@@ -32,22 +32,23 @@ def elites(
     baseline: Contender,
     screen: Display,
 ) -> dict[str, list[Contender]]:
-    """The elites of every arm, measured again, best first; what then failed is left out."""
+    """The elites of every arm and the library, measured again, best first; what then failed is left out."""
     trial = elite_trial(config)
     keep = config.search.elites[2]
     chosen = {}
     for arm, left in raced.items():
-        rivals = [c for c in left.contenders if c.name != BASELINE]
-        places = config.evaluation.finalists if arm == SEARCH else 0
-        chosen[arm] = keep_best(rivals, left.comparisons, keep, proposed=places)
-        left.lane_steps += lane_steps(trial, sum(c.origin != "library" for c in chosen[arm]))
+        # The library's own do not take the places of the search's: its controls share theirs with nobody.
+        own = keep_best([c for c in left.contenders if c.origin != "library"], left.comparisons, keep)
+        library = [c for c in left.contenders if c.origin == "library" and c.name != BASELINE]
+        left.lane_steps += lane_steps(trial, len(own))
+        chosen[arm] = own + keep_best(library, left.comparisons, keep)
     everyone = [contender for arm in chosen.values() for contender in arm]
     if not everyone:
         return chosen
     title = f"elites: {len(everyone)} objectives on fresh seeds"
     measured = measure(laboratory, [*everyone, baseline], trial, screen, title)
     comparisons = judged(config, measured)
-    return {arm: keep_best(found, comparisons, keep) for arm, found in chosen.items()}
+    return {arm: keep_best(found, comparisons, len(found)) for arm, found in chosen.items()}
 
 
 def finalists(ranked: Sequence[Contender], baselines: Sequence[Contender], count: int) -> list[Contender]:

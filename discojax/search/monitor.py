@@ -86,7 +86,7 @@ class Monitor:
         if self._logged is None or replace(spent, seconds=0.0) != replace(self._logged, seconds=0.0):
             self._logged = spent
             self.log("spent", **asdict(spent))
-        if spent.requests:
+        if spent.requests or spent.unanswered:
             paid = f"candidates: {spent.requests} requests, {spent.tokens:,} tokens, {spent.cost}"
             self.candidates_bar.update(self.candidates_bar.done, paid)
         if self.budget_bar is not None:

@@ -19,14 +19,13 @@ from discojax.search.trials import Contender
 __all__ = ["Notebook", "admit_library", "history", "propose"]
 
 _TRIES = 6  # proposals asked for at most, for each one wanted
-_NUMBERS = 1_000_000  # of attempts, for each notebook
 
 
 class Notebook:
     """The attempts of one search, in order, as the archive has them; in memory, so that none is read twice.
 
     Searches that share an archive (`search.controls`) know the library and nothing of each other: each
-    has attempt numbers of its own, `_NUMBERS * place` and up, and its own prefix of names.
+    has attempt numbers of its own, `archive.NUMBERS * place` and up, and its own prefix of names.
 
     Args:
       archive: where they are kept.
@@ -42,14 +41,14 @@ class Notebook:
 
     def __init__(self, archive: Archive, place: int = 0, prefix: str = ""):
         self.archive, self.prefix = archive, prefix
-        self.next_number = first = _NUMBERS * place
+        self.next_number = first = archives.NUMBERS * place
         self.attempts: list[Attempt] = []
         self.numbers: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self.programs: dict[str, str] = {}
         self._known: Known | None = None
         for attempt in archives.attempts(archive):
-            mine = first <= attempt.number < first + _NUMBERS
+            mine = first <= attempt.number < first + archives.NUMBERS
             if mine or attempt.operator == "library":
                 self._note(attempt)
 

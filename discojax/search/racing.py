@@ -30,11 +30,7 @@ def judge(
 
 
 def keep_best(
-    contenders: Sequence[Contender],
-    comparisons: Mapping[str, Comparison],
-    keep: int,
-    *,
-    proposed: int = 0,
+    contenders: Sequence[Contender], comparisons: Mapping[str, Comparison], keep: int
 ) -> list[Contender]:
     """The `keep` highest lower confidence bounds of the difference to the baseline, best first.
 
@@ -44,15 +40,10 @@ def keep_best(
       contenders: those of the round.
       comparisons: of each with the baseline.
       keep: how many go on.
-      proposed: how many of the places are kept for the best that were proposed: a search that
-        sends on the library alone has found nothing, whatever else it knows.
     """
     names = [contender.name for contender in contenders]
     bounds = [_bound(comparisons[name]) for name in names]
-    order = [contenders[i] for i in survivors(bounds, names, len(names))]
-    reserved = [contender for contender in order if contender.origin == "proposed"][: min(proposed, keep)]
-    rest = [contender for contender in order if contender not in reserved][: keep - len(reserved)]
-    return [c for c in order if c in reserved or c in rest]
+    return [contenders[i] for i in survivors(bounds, names, keep)]
 
 
 def _bound(comparison: Comparison) -> float:

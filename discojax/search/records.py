@@ -13,7 +13,10 @@ import numpy as np
 from discojax.parsing import PARSING
 from discojax.proposers.types import Provenance
 
-__all__ = ["Attempt", "Evaluation", "EvaluationKey", "columns_of", "plain", "unpack"]
+__all__ = ["NUMBERS", "Attempt", "Evaluation", "EvaluationKey", "columns_of", "plain", "unpack"]
+
+NUMBERS = 1_000_000
+"""Of attempts, for each arm: the search's begin at 0, those of its controls at multiples of this."""
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,42 @@ CREATE VIEW spending AS
   FROM requests GROUP BY server, model, model_version, purpose ORDER BY min(id);
 """
 
-MIGRATIONS = (_TABLES, _VIEWS, _REQUESTS)
+# What may have been paid for without an answer; and whose candidates a request was for, as each arm has its
+# own budget.
+_UNANSWERED = """
+DROP VIEW spending;
+
+ALTER TABLE requests ADD COLUMN arm INTEGER NOT NULL DEFAULT 0;
+
+-- Written before a request is sent, and deleted when it is answered or was not taken. Without a reason it is
+-- under way, or was when its run was killed. Tokens and cost are the most that it may have.
+CREATE TABLE unanswered (
+  id INTEGER PRIMARY KEY,
+  hash TEXT NOT NULL,
+  arm INTEGER NOT NULL,
+  server TEXT NOT NULL,
+  model TEXT NOT NULL,
+  purpose TEXT NOT NULL CHECK (purpose IN ('propose', 'repair', 'more_tokens')),
+  tokens_in INTEGER NOT NULL CHECK (tokens_in >= 0),
+  tokens_out INTEGER NOT NULL CHECK (tokens_out >= 0),
+  cost REAL CHECK (cost >= 0),
+  reason TEXT,
+  created REAL NOT NULL
+);
+CREATE INDEX unanswered_by_hash ON unanswered (hash);
+
+CREATE VIEW spending AS
+  SELECT server, model, model_version, purpose, count(*) AS requests, sum(tokens_in) AS tokens_in,
+         sum(tokens_out) AS tokens_out, sum(tokens_thinking) AS tokens_thinking,
+         total(cost) AS dollars, sum(cost IS NULL) AS unpriced, 0 AS unanswered
+  FROM requests GROUP BY server, model, model_version, purpose
+  UNION ALL
+  SELECT server, model, '', purpose, count(*), sum(tokens_in), sum(tokens_out), 0, total(cost),
+         sum(cost IS NULL), count(*)
+  FROM unanswered GROUP BY server, model, purpose;
+"""
+
+MIGRATIONS = (_TABLES, _VIEWS, _REQUESTS, _UNANSWERED)
 """Each brings a file from version i to i + 1. Published ones are never edited; new ones are added."""
 
 

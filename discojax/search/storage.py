@@ -259,8 +259,14 @@ def _has_all_of(mine: Path, other: Path) -> bool:
     def extent(path: Path) -> list[Any]:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as archive:
             created = archive.execute("SELECT value FROM meta WHERE key = 'created'").fetchone()
-            tables = ("attempts", "evaluations", "events")
-            return [created, *(archive.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables)]
+            there = {row[0] for row in archive.execute("SELECT name FROM sqlite_master")}
+            return [
+                created,
+                *(
+                    archive.execute(f"SELECT count(*) FROM {table}").fetchone()[0] if table in there else 0
+                    for table in ("attempts", "evaluations", "events", "requests")  # the last is newer
+                ),
+            ]
 
     try:
         here, there = extent(mine), extent(other)

@@ -151,7 +151,7 @@ def test_arguments_that_cannot_be_are_refused():
 tokens = st.lists(st.integers(0, 12), max_size=14)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(tokens, tokens, tokens), max_size=4),
     st.integers(4, 20),

@@ -213,7 +213,7 @@ ODD = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(body=ODD, status=st.sampled_from([400, 401, 404, 418, 429, 500]))
 def test_no_body_of_a_server_is_too_odd(body: object, status: int) -> None:
     assert str(faults.explain("x", ("K",), status, body, {}))

@@ -17,9 +17,9 @@ from discojax import objectives
 from discojax.candidates import check, parse
 from discojax.config import Config, load
 from discojax.errors import UserError
-from discojax.proposers import LanguageModel, Proposal, Scored, bandit, make_proposer, prompt
+from discojax.proposers import LanguageModel, Proposal, Scored, bandit, faults, make_proposer, prompt
 from discojax.proposers.budget import Spent
-from discojax.proposers.types import Exchange
+from discojax.proposers.types import Exchange, Sent
 
 HEAD = (
     "def loss(policy_chosen_logps, policy_rejected_logps,"
@@ -37,21 +37,35 @@ class Memory:
 
     def __init__(self) -> None:
         self.kept: dict[str, Exchange] = {}
+        self.under_way: dict[str, Sent] = {}
+        self.lost: list[tuple[Sent, str]] = []
 
     def get(self, request: str) -> Exchange | None:
         return self.kept.get(request)
 
     def put(self, request: str, exchange: Exchange) -> None:
         self.kept.setdefault(request, exchange)
+        del self.under_way[request]
+
+    def send(self, request: str, sent: Sent) -> None:
+        assert request not in self.under_way
+        self.under_way[request] = sent
+
+    def unanswered(self, request: str, reason: str) -> None:
+        sent = self.under_way.pop(request)
+        if reason:
+            self.lost.append((sent, reason))
 
     def spent(self) -> Spent:
-        made = self.kept.values()
+        made, lost = self.kept.values(), [sent for sent, _ in self.lost]
         return Spent(
-            dollars=sum(e.cost or 0.0 for e in made),
-            unpriced=sum(e.cost is None for e in made),
-            tokens_in=sum(e.reply.tokens_in for e in made),
-            tokens_out=sum(e.reply.tokens_out for e in made),
+            dollars=sum(e.cost or 0.0 for e in (*made, *lost)),
+            unpriced=sum(e.cost is None for e in (*made, *lost)),
+            tokens_in=sum(e.tokens_in for e in (*(e.reply for e in made), *lost)),
+            tokens_out=sum(e.tokens_out for e in (*(e.reply for e in made), *lost)),
             requests=len(made),
+            unanswered=len(lost),
+            unanswered_dollars=sum(e.cost or 0.0 for e in lost),
         )
 
 
@@ -155,7 +169,7 @@ def test_several_requests_are_under_way_and_the_order_of_answers_changes_nothing
     limits = ("budget.tokens=20000", "proposer.output_tokens=4096", "proposer.candidates=1")
     model = asked(server, "gemini", *limits, "proposer.concurrency=4")
     model.propose(past(), 500, seed=1)
-    assert 0 < model.ledger.spent().tokens <= 20_000 and "budget" in model.why
+    assert 0 < model.purse.ledger.spent().tokens <= 20_000 and "budget" in model.why
 
 
 def test_the_server_is_sent_the_prompt_and_a_schema(server):
@@ -260,7 +274,7 @@ def test_an_empty_answer_is_a_proposal_that_says_why(server, fault):
 def test_a_server_that_fails_is_a_proposal_too_until_it_fails_too_often(server):
     server.state.then = "error_500"
     model = asked(server, "gemini", "proposer.attempts=1", "proposer.failures=3")
-    ledger = model.ledger
+    ledger = model.purse.ledger
     made = [model.propose(past(), 1, seed)[0] for seed in range(2)]
     assert all(p.unanswered and p.tokens_in is None and p.cost is None for p in made)
     with pytest.raises(UserError, match="resume"):
@@ -273,7 +287,7 @@ def test_answers_that_are_no_use_stop_the_run_as_well(server):
     model = asked(server, "gemini", "proposer.failures=3")
     with pytest.raises(UserError, match="3 requests in a row"):
         model.propose(past(), 9, 0)
-    assert len(model.ledger.kept) == 3
+    assert len(model.purse.ledger.kept) == 3
 
 
 @pytest.mark.parametrize(("fault", "words"), [("expired_key", "key"), ("forbidden", "denied|permission|403")])
@@ -328,7 +342,7 @@ def test_a_budget_is_never_overspent(server):
         server, "gemini", "budget.tokens=20000", "proposer.output_tokens=4096", "proposer.candidates=1"
     )
     made = model.propose(past(), 500, seed=1)
-    assert 1 < len(made) < 500 and model.ledger.spent().tokens <= 20_000
+    assert 1 < len(made) < 500 and model.purse.ledger.spent().tokens <= 20_000
     assert "budget does not cover" in model.why
 
 
@@ -336,7 +350,7 @@ def test_dollars_bound_a_run_whose_prices_are_known(server):
     price = "proposer.price=[10, 100]"
     model = asked(server, "gemini", "budget.dollars=1.08", price, "proposer.output_tokens=10000")
     made = model.propose(past(), 50, seed=1)
-    spent = model.ledger.spent()
+    spent = model.purse.ledger.spent()
     assert made and 0 < spent.dollars <= 1.08 and spent.unpriced == 0
     assert made[0].cost == pytest.approx((made[0].tokens_in * 10 + made[0].tokens_out * 100) / 1e6)
 
@@ -344,9 +358,47 @@ def test_dollars_bound_a_run_whose_prices_are_known(server):
 def test_tokens_that_the_server_had_kept_cost_what_they_cost(server):
     cached = asked(server, "gemini", "proposer.price=[10, 100, 1]")
     again = cached.propose(past(), 1, seed=1)[0]
-    kept = sum(exchange.reply.tokens_cached for exchange in cached.ledger.kept.values())
-    assert kept == 120 * len(cached.ledger.kept)
+    kept = sum(exchange.reply.tokens_cached for exchange in cached.purse.ledger.kept.values())
+    assert kept == 120 * len(cached.purse.ledger.kept)
     assert again.cost == pytest.approx((again.tokens_in * 10 + again.tokens_out * 100 - 9 * kept) / 1e6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", ["slow", "cut", "closed", "invalid_json"])
+def test_what_is_sent_and_not_answered_may_have_been_paid_for(server, kind, fault):
+    server.state.script = [fault, fault]
+    price = ("proposer.price=[1, 10]", "proposer.timeout=0.5", "proposer.output_tokens=1000")
+    model = asked(server, kind, *price, "budget.dollars=1")
+    (made,) = model.propose(past(), 1, seed=1)
+    ledger = model.purse.ledger
+    (one, why), (other, _) = ledger.lost
+    assert one == other and one.tokens_out == 1000 and one.cost == pytest.approx(one.tokens_in / 1e6 + 0.01)
+    assert made.unanswered and why and not ledger.under_way and not ledger.kept
+    assert len(server.state.generations) == 2 == ledger.spent().unanswered
+    assert ledger.spent().dollars == pytest.approx(2 * one.cost)
+
+    # A third does not fit any more, though the answer to it would have cost less; nor does another attempt.
+    server.state.script = [fault]
+    rest = asked(server, kind, *price, f"budget.dollars={1.5 * one.cost}")
+    assert rest.propose(past(), 1, seed=1) == [] and "does not cover" in rest.why
+    assert len(server.state.generations) == 3 and rest.purse.ledger.spent().unanswered == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_server_did_not_take_costs_nothing(server, kind):
+    server.state.script = ["error_500", "unavailable"]
+    model = asked(server, kind)
+    assert model.propose(past(), 1, seed=1)[0].unanswered
+    assert model.purse.ledger.spent() == Spent() and not model.purse.ledger.under_way
+
+
+def test_what_never_left_is_told_from_what_may_have_arrived():
+    httpx = pytest.importorskip("httpx")
+    for error in (httpx.ConnectError("refused"), httpx.ConnectTimeout("late"), httpx.PoolTimeout("busy")):
+        wrapped = RuntimeError("Connection error.")
+        wrapped.__cause__ = error
+        assert not faults.reached(error) and not faults.reached(wrapped)
+    assert faults.reached(httpx.ReadTimeout("late")) and faults.reached(httpx.RemoteProtocolError("cut"))
 
 
 def test_an_unknown_price_is_said_to_be_unknown(server):
@@ -356,7 +408,7 @@ def test_an_unknown_price_is_said_to_be_unknown(server):
         server, "gemini", "proposer.models=['qwen3:8b']", "budget.dollars=1", "budget.tokens=100000"
     )
     made = model.propose(past(), 2, seed=1)
-    assert made[0].cost is None and made[0].tokens_in and model.ledger.spent().cost == "unknown"
+    assert made[0].cost is None and made[0].tokens_in and model.purse.ledger.spent().cost == "unknown"
 
 
 def test_models_share_the_requests_by_what_they_gain(server):

@@ -225,7 +225,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     text=st.text() | st.lists(PIECES | st.text(max_size=5), max_size=30).map("".join),
     finish=st.sampled_from(["stop", "length", "safety", "recitation", "empty", "other"]),
@@ -236,7 +236,7 @@ def test_any_text_gives_a_candidate_or_a_reason(text: str, finish: str, detail: 
     sound(read(text, finish, detail))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cut=st.integers(0, 1000), finish=st.sampled_from(["stop", "length"]), noise=st.text(max_size=10))
 def test_any_cut_of_a_good_reply_gives_the_candidate_or_a_reason(cut: int, finish: str, noise: str) -> None:
     text = json.dumps({"candidates": [ONE]})

@@ -124,7 +124,7 @@ def test_one_place_of_several_can_change():
     assert len(changed) == 3  # everywhere, in the first place, in the second
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_the_grammar_writes_text_that_reads_back(seed):
     rng = random.Random(seed)

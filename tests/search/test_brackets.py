@@ -10,13 +10,12 @@ import pytest
 import toy
 import toy_run
 
-from discojax.config import load
+from discojax.config import Budget, load
 from discojax.errors import UserError
 from discojax.proposers.budget import Spent
 from discojax.report import summary
 from discojax.search import archive as archives
 from discojax.search import arms, brackets, discover
-from discojax.search.ledger import RunLedger
 from discojax.search.rungs import shares
 
 
@@ -97,6 +96,36 @@ def test_the_controls_have_the_same_budget_and_their_table(settings, drawn, caps
     )
 
 
+def test_elites_of_the_library_take_no_place_of_the_search(settings, drawn):
+    outcome = discover.run(settings("search.controls=[random_mutation]", "search.elites=[2, 40, 3]"))
+    with archives.open_archive(outcome.folder / "archive.sqlite") as archive:
+        elites = {e.key.objective for e in archives.evaluations(archive, rung=2)}
+    assert sum(name.startswith("drawn_") for name in elites) == 3
+    assert sum(name.startswith("random_") for name in elites) == 3
+    assert elites & {"ipo", "exp", "slic"} and "dpo" in elites
+
+
+def test_arms_share_a_budget_equally(settings, drawn, tmp_path):
+    limits = ("budget.dollars=3", "budget.tokens=1001", "budget.candidates=9", "budget.minutes=5")
+    controls = "search.controls=[random_mutation, best_of_n, tuned_baselines]"
+    for proposer, (dollars, tokens) in {"gemini": (1.5, 500), "evolution": (3.0, 1001)}.items():
+        config = settings(f"search.proposer={proposer}", controls, *limits)
+        with archives.open_archive(tmp_path / proposer / "a.sqlite", "x") as archive:
+            made = arms.make_arms(config, archive, ("dpo",))
+        assert {arm.budget for arm in made} == {Budget(dollars, tokens, 3, 5.0)}
+        assert [arm.ledger.arm for arm in made] == [0, 1, 2, 3]
+
+
+def test_each_arm_proposes_within_its_own_share(settings, drawn):
+    config = settings("budget.candidates=10", "search.controls=[random_mutation]")
+    outcome = discover.run(config)
+    made = {control.name: control.proposed for control in outcome.controls}
+    assert all(5 <= count < 8 for count in made.values()), made
+    with archives.open_archive(config.run.path / "archive.sqlite") as archive:
+        told = archives.events(archive, kind="budget")
+    assert {event["data"]["arm"] for event in told} == {"search", "random_mutation"}
+
+
 def test_best_of_n_is_told_nothing_and_arms_know_nothing_of_each_other(settings, drawn):
     config = settings("search.controls=[random_mutation, best_of_n]")
     discover.run(config)
@@ -125,7 +154,7 @@ def test_best_of_n_of_a_recording_is_refused(settings, tmp_path):
         pytest.raises(UserError, match="best_of_n"),
         archives.open_archive(tmp_path / "a.sqlite", "x") as archive,
     ):
-        arms.make_arms(config, archive, ("dpo",), RunLedger(archive))
+        arms.make_arms(config, archive, ("dpo",))
 
 
 def test_a_budget_of_candidates_ends_the_search_cleanly_and_may_be_raised(settings, drawn):

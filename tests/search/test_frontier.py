@@ -27,7 +27,7 @@ def envelope(kl, reward, sft, at):
 points = st.lists(st.tuples(st.floats(0, 40), st.floats(0, 1)), min_size=1, max_size=7)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(points=points, sft=st.floats(0, 1), budget=st.floats(0.5, 30))
 def test_area_is_the_integral_of_the_best_mixture(points, sft, budget):
     # A width below float precision would only test the brute force's own division.

@@ -7,13 +7,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from discojax.errors import UserError
 from discojax.proposers.client import Reply, Request, Turn
 from discojax.proposers.replay import Replay, recorded
-from discojax.proposers.types import Exchange, Ledger, Proposal
+from discojax.proposers.types import Exchange, Ledger, Proposal, Sent
 from discojax.search import archive as archives
 from discojax.search import schema
 from discojax.search.archive import Attempt
@@ -70,6 +71,48 @@ def test_what_was_spent_is_summed_and_says_what_is_not_known(path):
         assert row["tokens_thinking"] == 15 and row["model_version"] == "gemini-3.8-flash-001"
         failures = archives.export_rows(archive, "failures")
         assert [(f["name"], f["stage"]) for f in failures] == [("x", "syntax"), ("y", "unanswered")]
+
+
+SENT = Sent("gemini", "gemini-flash-latest", "propose", 1000, 2000, 0.25)
+
+
+def test_what_got_no_answer_is_spent_at_its_most_and_what_is_under_way_when_it_ends(path):
+    with archives.open_archive(path, "c") as archive:
+        ledger = RunLedger(archive)
+        for request in ("slow", "refused", "paid", "killed"):
+            ledger.send(request, SENT)
+        assert ledger.spent().unanswered == 0 and ledger.spent().tokens == 0
+        ledger.unanswered("slow", "it took too long")
+        ledger.unanswered("refused", "")
+        ledger.put("paid", exchange())
+        ledger.send("slow", SENT)  # once more, and this time it is answered
+        ledger.put("slow", exchange())
+        found = ledger.spent()
+        assert (found.requests, found.unanswered, found.dollars) == (2, 1, 1.25)
+        assert found.tokens == 2 * 120 + 3000 and found.unanswered_dollars == 0.25
+        assert spent(archive).unanswered == 2, "whoever reads a run that is stopped counts what was under way"
+    with archives.open_archive(path, "c") as archive:  # as after `kill -9`
+        found = RunLedger(archive).spent()
+        assert (found.requests, found.unanswered, found.dollars) == (2, 2, 1.5)
+        answered, lost = archives.export_rows(archive, "spending")
+        assert (answered["requests"], answered["unanswered"]) == (2, 0)
+        assert (lost["unanswered"], lost["dollars"], lost["tokens_out"]) == (2, 0.5, 4000)
+
+
+def test_an_arm_has_spent_what_is_its_own(path):
+    with archives.open_archive(path, "c") as archive:
+        whole, search, control = RunLedger(archive), RunLedger(archive, 0), RunLedger(archive, 2)
+        search.put("a", exchange())
+        control.put("b", exchange(cost=0.25))
+        control.send("c", SENT)
+        control.unanswered("c", "it took too long")
+        kept = Attempt(0, 1, "x", "fresh", "rejected", stage="syntax", reason="a loop")
+        archives.add_attempts(archive, [kept, replace(kept, number=2_000_000, name="y")])
+        assert search.spent().dollars == 0.5 and control.spent().dollars == 0.5 == 0.25 + 0.25
+        assert (search.spent().requests, control.spent().requests, whole.spent().requests) == (1, 1, 2)
+        assert (search.spent().candidates, whole.spent().candidates) == (1, 2)
+        assert whole.spent().dollars == 1.0
+        assert search.get("b") == control.get("b"), "what is paid for is paid for, whoever asks"
 
 
 def test_time_is_that_of_all_sessions_without_the_pauses_between(path, monkeypatch):

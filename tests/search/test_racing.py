@@ -49,15 +49,9 @@ def test_the_best_bounds_go_on_best_first(contenders):
     assert names(keep_best(contenders[::-1], judged(GAINS), 2)) == ["ipo", "slic"]
 
 
-def test_places_are_kept_for_what_was_proposed(contenders):
-    assert names(keep_best(contenders, judged(GAINS), 3, proposed=1)) == ["ipo", "slic", "exp"]
-    assert names(keep_best(contenders, judged(GAINS), 3, proposed=2)) == ["ipo", "exp", "cell"]
-    assert names(keep_best(contenders, judged(GAINS), 1, proposed=2)) == ["exp"]
-
-
 def test_what_diverged_never_goes_on(contenders):
     comparisons = judged({**GAINS, "ipo": np.nan, "exp": np.nan})
-    assert names(keep_best(contenders, comparisons, 5, proposed=2)) == ["slic", "dpo", "cell"]
+    assert names(keep_best(contenders, comparisons, 5)) == ["slic", "dpo", "cell"]
 
 
 def test_a_clear_gain_is_better_and_a_clear_loss_worse():

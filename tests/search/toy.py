@@ -231,7 +231,7 @@ def racing(config: Config, archive: Archive, folder: Path, toy: Toy, wrap=lambda
     ledger = RunLedger(archive)
     arms = [
         arm if arm.proposer is None else _with(arm, wrap(arm.proposer))
-        for arm in make_arms(config, archive, library, ledger)
+        for arm in make_arms(config, archive, library)
     ]
     screen = Display(Console(quiet=True), None)
     race = Race(config, toy, arms, contenders, ledger, screen)
