@@ -114,10 +114,12 @@ def open_run(config: Config, resume: bool, command: str = "discover") -> Archive
             "run": config.run.seed, "budget": None, "proposer": asked, "evaluation": evaluation,
         }
     )  # fmt: skip
+    if not fresh:  # before the configuration is compared, of which each command leaves out its own part
+        with archives.open_archive(folder / "archive.sqlite") as archive:
+            began = archives.get_meta(archive, "command", command)
+        if began != command:
+            raise UserError(f"{folder} is a run of {began}: go on with it by `{going_on(began, folder)}`.")
     archive = archives.open_archive(folder / "archive.sqlite", identity)
-    if (began := archives.get_meta(archive, "command", command)) != command:
-        archives.close(archive)
-        raise UserError(f"{folder} is a run of {began}: go on with it by `{going_on(began, folder)}`.")
     archives.set_meta(archive, "command", command)
     if not fresh:
         cache.write_bytes(folder / "config.yaml", dump(config).encode())
