@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from discojax.config import Config, load
-from discojax.search.rungs import elite_trial, final_trial, lane_steps, rung_trial, shares
+from discojax.proposers.budget import price_of
+from discojax.search.rungs import BASELINE, elite_trial, final_trial, lane_steps, rung_trial, shares
 
 FILE = Path(__file__).with_name("scale.json")
-PRICES = Path(__file__).parents[1] / "discojax" / "proposers" / "prices.yaml"
 SLICE = "v5litepod-256"
 ADAPTERS = (
     "policy.pretrained=gpt2", "policy.lora.rank=8", "policy.remat=block", "population.dtype=bfloat16",
@@ -53,7 +51,7 @@ class Assumed:
     """
 
     mfu: float = 0.4
-    model: str = "gemini-3.5-flash*"
+    model: str = "gemini-3.5-flash"
     accepted: float = 0.8
     reply: int = 5_000
     answer: float = 20.0
@@ -115,7 +113,8 @@ def bill(config: Config, plan: dict[str, Any], host: dict[str, float], assumed: 
     for bracket in (len(search.library), *generations):
         for number, (_, _, keep) in enumerate(search.rungs):  # the baseline's lanes are measured once
             trials.append((rung_trial(config, number), min(bracket, keep) if number else bracket))
-    trials.append((elite_trial(config), search.elites[2] + 1))
+    keep, others = search.elites[2], len({*search.library} - {BASELINE})  # the library has places of its own
+    trials.append((elite_trial(config), keep + min(keep, others) + 1))
     trials.append((final_trial(config), config.evaluation.finalists + len(config.evaluation.baselines)))
     jobs = sum(len(trial.betas) * len(trial.seeds) * count for trial, count in trials)
     texts = sum(len(trial.betas) * len(trial.seeds) * count * trial.prompts for trial, count in trials)
@@ -136,11 +135,12 @@ def bill(config: Config, plan: dict[str, Any], host: dict[str, float], assumed: 
     proposals = search.candidates / assumed.accepted
     requests = round(proposals / config.proposer.candidates)
     asked, answered = requests * config.proposer.prompt_tokens, requests * assumed.reply
-    price = yaml.safe_load(PRICES.read_text())["models"][assumed.model]
+    price = price_of("gemini", assumed.model)
+    assert price is not None, assumed.model
     answers = requests * assumed.answer
     return Bill(
         jobs, steps, steps * plan["batch"] * pair, full, train, measure, (train + measure) / 3600 * hour,
-        requests, asked, answered, (asked * price["in"] + answered * price["out"]) / 1e6, answers,
+        requests, asked, answered, price.cost(asked, answered), answers,
         max(answers - train - measure, 0) / 3600 * hour, proposals * host["gate"], texts * host["text"],
         jobs * host["measurement"],
     )  # fmt: skip
