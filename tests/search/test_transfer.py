@@ -108,7 +108,7 @@ SOURCE = """def {name}(policy_chosen_logps, policy_rejected_logps):
 
 def test_rivals_of_a_control_are_no_finalists(tmp_path):
     config = load(None, [f"run.directory={tmp_path}"])
-    finished_run(config, (1, "own", 1.5), (proposals._NUMBERS + 1, "random_rival", 2.5))
+    finished_run(config, (1, "own", 1.5), (archives.NUMBERS + 1, "random_rival", 2.5))
     found = found_by(config)
     assert [c.name for c in found.finalists] == ["own"]
     assert "random_rival" not in {c.name for c in found.others}
@@ -116,7 +116,7 @@ def test_rivals_of_a_control_are_no_finalists(tmp_path):
 
 def test_a_run_whose_only_finalist_is_a_controls_has_nothing_to_transfer(tmp_path):
     config = load(None, [f"run.directory={tmp_path}"])
-    finished_run(config, (proposals._NUMBERS + 1, "random_rival", 2.5))
+    finished_run(config, (archives.NUMBERS + 1, "random_rival", 2.5))
     with pytest.raises(UserError, match="nothing of its own to transfer"):
         found_by(config)
 
