@@ -186,7 +186,8 @@ def test_rematerialising_changes_no_gradient_and_keeps_less(scan):
     for remat in ("dots", "block"):
         for one, other in zip(*map(jax.tree.leaves, (gradients["none"], gradients[remat])), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * float(np.abs(other).max()))
-    assert kept["block"] <= kept["dots"] < kept["none"], kept
+    assert max(kept["block"], kept["dots"]) < kept["none"], kept
+    # Of two layers written out, what a whole block needs anew is as large as what it need not keep.
     assert kept["block"] < kept["dots"] or not scan, kept
 
 
