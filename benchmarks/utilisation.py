@@ -19,7 +19,7 @@ from benchmarks.steps import PAIRS, PROMPT, TOKENS, population
 from discojax.policies.decoder import DecoderConfig
 from discojax.policies.flops import forward_flops, gradient_flops
 
-__all__ = ["growth", "rows"]
+__all__ = ["growth", "needed_flops", "rows"]
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "v5 lite": 197e12, "v5p": 459e12, "v6": 918e12}
 """Dense bfloat16 operations a second, from the makers' data sheets."""
@@ -43,7 +43,7 @@ def rows(*, quick: bool = False) -> list[Row]:
             lanes, config=config, pairs=pairs, prompt=prompt, tokens=tokens, dtype=dtype, chunk=2
         )
         seconds = float(np.median([timed(call) for _ in range(3 if quick else 7)])) / work
-        needed = gradient_flops(config, sequences=2 * pairs, time=prompt + tokens - 1, predicted=tokens)
+        needed = needed_flops(config, pairs=pairs, prompt=prompt, tokens=tokens)
         result.append(
             Row(f"utilisation, {name}", f"{needed / seconds / 1e9:,.0f}", f"{peak / 1e9:,.0f}",
                 needed / seconds / peak, f"GFLOP/s against {source}")
@@ -69,14 +69,21 @@ def growth(*, quick: bool = False) -> list[Row]:
         call, work = population(lanes, config=config, tokens=tokens, chunk=1)
         seconds = float(np.median([timed(call) for _ in range(3 if quick else 7)])) / work
         base = base or seconds
-        asked = {"sequences": 2 * PAIRS, "time": PROMPT + tokens - 1, "predicted": tokens}
-        plain = {"sequences": 2 * PAIRS, "time": PROMPT + TOKENS - 1, "predicted": TOKENS}
-        more = gradient_flops(config, **asked) / gradient_flops(TINY_GPT2, **plain)
+        more = needed_flops(config, tokens=tokens) / needed_flops(TINY_GPT2)
         result.append(
             Row(f"growth: {what}", f"{1e3 * seconds:.3g}", f"{1e3 * base:.3g}", base * more / seconds,
                 f"ms a lane-step; {more:.2f} times the operations, ratio of throughput")
         )  # fmt: skip
     return result
+
+
+def needed_flops(
+    config: DecoderConfig, *, pairs: int = PAIRS, prompt: int = PROMPT, tokens: int = TOKENS
+) -> int:
+    """Operations that a step of one lane needs. The step reads a pair's prompt once, so it counts once."""
+    return gradient_flops(
+        config, sequences=2 * pairs, time=prompt + tokens - 1, predicted=tokens, shared=prompt
+    )
 
 
 def _cross_check() -> Row:
