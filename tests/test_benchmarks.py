@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -59,3 +60,28 @@ def test_utilisation_counts_what_a_step_computes():
     compiler = jax.jit(jax.grad(total)).lower(params).compile().cost_analysis()["flops"]
     # Beyond our count: norms, activations, softmax, and attention of which no half is left out.
     assert 1.0 <= compiler / utilisation.needed_flops(measuring.TINY_GPT2) < 1.06
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312), ("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5e", 197),
+        ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918), ("TPU v6e", 918),
+        ("TPU v4 lite", None), ("TPU v5 of tomorrow", None), ("NVIDIA L4", None),
+    ],
+)  # fmt: skip
+def test_the_peak_is_the_devices_own_or_there_is_none(kind, peak, monkeypatch):
+    device = SimpleNamespace(device_kind=kind, platform="tpu" if kind.startswith("TPU") else "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device] * 2)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    row = utilisation._utilisation("a step", 1e14)
+    if peak is None:
+        assert row.ratio is None and row.peer == "" and kind in row.note
+    else:
+        assert row.ratio == pytest.approx(1e14 / (2 * peak * 1e12)) and "bf16" in row.note
+
+
+def test_on_a_cpu_the_peak_is_a_product_of_its_own():
+    row = utilisation._utilisation("a step", 1e9)
+    assert row.ratio > 0 and "product here" in row.note
