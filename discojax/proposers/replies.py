@@ -1,24 +1,20 @@
 """From the text a model answered to candidates: a ladder for untidy replies.
 
-JSON, JSON within prose, Python in a fence, the first `def`; each rung is tried only where the one
-above found nothing. What falls through all of them is a reason, never an exception. Nothing is
-executed, and what is read is bounded, so that no reply can hang or fill the memory.
+JSON and what is meant as such, JSON within prose, Python in a fence, the first `def`; each rung is tried
+only where the one above found nothing. What falls through all of them is a reason, never an exception.
+Nothing is executed, and what is read is bounded, so that no reply can hang or fill the memory.
 """
 
 from __future__ import annotations
 
-import ast
-import itertools
-import json
 import keyword
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from discojax.parsing import PARSING
+from discojax.proposers import definitions, lenient
 from discojax.proposers.client import Finish
 
 __all__ = ["Draft", "Remedy", "Untidy", "identifier", "read", "schema", "without_thoughts"]
@@ -28,12 +24,9 @@ Remedy = Literal["repair", "more_tokens", "ask_again"]
 ask the same, or ask something else."""
 
 _LONGEST_TEXT = 200_000  # characters of a reply that are read
-_LONGEST_CODE = 20_000  # the gate takes 4 kB; what is longer is handed on, for its reason
 _LONGEST_THOUGHT = 2_000
 _LONGEST_NAME = 40
 _MOST_DRAFTS = 32
-_MOST_OPENINGS = 64  # places where JSON is looked for within prose
-_MOST_CUTS = 8  # lines at which a function is tried to end
 
 _FIELDS = {
     "code": ("code", "source", "function", "python"),
@@ -162,28 +155,13 @@ def _from_json(text: str, cut: bool) -> tuple[list[Draft], str]:
     """Drafts in the JSON that is the text, or stands somewhere in it, even if its end is missing."""
     drafts: list[Draft] = []
     flaw = ""
-    for value in _values(text):
+    for value in lenient.values(text):
         found, problem = _drafts(value)
         drafts += found
         flaw = flaw or problem
         if len(drafts) >= _MOST_DRAFTS:
             break
     return drafts, flaw
-
-
-def _values(text: str) -> Iterator[Any]:
-    """Every outermost object or list of JSON in the text, up to a number of openings."""
-    decoder = json.JSONDecoder(strict=False)  # a raw line break in a string is a common slip
-    at = 0
-    for _ in range(_MOST_OPENINGS):
-        opening = re.compile(r"[\[{]").search(text, at)
-        if opening is None:
-            return
-        try:
-            value, at = decoder.raw_decode(text, opening.start())
-            yield value
-        except (ValueError, RecursionError):
-            at = opening.end()
 
 
 def _drafts(value: Any) -> tuple[list[Draft], str]:
@@ -198,11 +176,19 @@ def _drafts(value: Any) -> tuple[list[Draft], str]:
         if not isinstance(item, dict):
             continue
         given = {name: _pick(item, keys) for name, keys in _FIELDS.items()}
-        if not isinstance(given["code"], str) or "def " not in given["code"]:
+        code = _text(given["code"])
+        if "def " not in code:
             flaw = flaw or '"code" in the JSON is not the text of a function'
             continue
-        drafts.append(_draft(given["code"], given["name"], given["thought"]))
+        drafts.append(_draft(code, given["name"], given["thought"]))
     return drafts, flaw
+
+
+def _text(code: Any) -> str:
+    """Text, or a list of its lines, as text; "" if it is something else."""
+    if isinstance(code, list) and all(isinstance(line, str) for line in code):
+        return "\n".join(line.removesuffix("\n") for line in code)
+    return code if isinstance(code, str) else ""
 
 
 def _pick(item: dict[str, Any], keys: tuple[str, ...]) -> Any:
@@ -211,7 +197,7 @@ def _pick(item: dict[str, Any], keys: tuple[str, ...]) -> Any:
 
 def _draft(code: str, name: Any = None, thought: Any = None) -> Draft:
     fenced = next((inside for _, inside, _ in _fences(code) if "def " in inside), None)
-    code = _clean(code if fenced is None else fenced)[:_LONGEST_CODE]
+    code = _clean(code if fenced is None else fenced)[: definitions.LONGEST_CODE]
     code = textwrap.dedent(code).strip("\n") + "\n"
     if not isinstance(name, str) or not name.strip():
         written = re.search(r"def +(\w{1,80})", code)
@@ -236,68 +222,15 @@ def _from_fences(text: str, cut: bool) -> tuple[list[Draft], str]:
     drafts, flaw = [], ""
     for _, inside, closed in _fences(text):
         if re.search(r"^\s*def ", inside, re.MULTILINE) and (closed or not cut):
-            code, problem = _function(inside)
-            # Two functions, or none that can be read, are the gate's to explain.
-            drafts.append(_draft(code or inside))
-            flaw = flaw or problem
+            code = definitions.whole(inside)
+            if not code:
+                code, problem = definitions.first(inside)
+                flaw = flaw or problem
+            drafts.append(_draft(code or inside))  # what cannot be read is the gate's to explain
     return drafts, flaw
 
 
 def _from_prose(text: str, cut: bool) -> tuple[list[Draft], str]:
     """The first function that stands in the text by itself."""
-    code, problem = _function(text, cut)
+    code, problem = definitions.first(text, cut)
     return ([_draft(code)] if code else []), problem
-
-
-def _function(text: str, cut: bool = False) -> tuple[str, str]:
-    """The first top-level `def` in text that may go on with prose, or "" and why not.
-
-    With `cut`, one that reaches to the end of the text does not count: its end may be missing.
-    """
-    start = re.search(r"^[ \t]*def ", text, re.MULTILINE)
-    if start is None:
-        return "", ""
-    rest, more = _outdented(text[start.start() :][:_LONGEST_CODE])
-    flaw = ""
-    block = rest
-    for _ in range(_MOST_CUTS):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes in docstrings
-                with PARSING:
-                    tree = ast.parse(block)
-        except SyntaxError as error:
-            flaw = flaw or f"line {error.lineno} of the function: {error.msg}"
-            block, shorter = _shortened(block, error.lineno or 1)
-            if not shorter:
-                break
-            continue
-        except (ValueError, RecursionError, MemoryError):
-            return "", "the function is nested too deep, or holds a null character"
-        function = next((node for node in tree.body if isinstance(node, ast.FunctionDef)), None)
-        if function is None:
-            break
-        lines = rest.split("\n")
-        code = "\n".join(lines[function.lineno - 1 : function.end_lineno])
-        if cut and not more and not "".join(lines[function.end_lineno :]).strip():
-            return "", "the function has no end"
-        return code, ""
-    return "", flaw
-
-
-def _outdented(text: str) -> tuple[str, bool]:
-    """The lines indented at least as the first one is, without that, and whether others follow."""
-    margin = text[: len(text) - len(text.lstrip(" \t"))]
-    lines = text.split("\n")
-    kept = list(itertools.takewhile(lambda line: line.startswith(margin) or not line.strip(), lines))
-    return "\n".join(line[len(margin) :] for line in kept), len(kept) < len(lines)
-
-
-def _shortened(block: str, line: int) -> tuple[str, bool]:
-    """The block up to the last line before `line`, or at it, that starts a new paragraph at its margin."""
-    lines = block.split("\n")
-    for number in range(min(line, len(lines)) - 1, 0, -1):
-        text = lines[number]
-        if text.strip() and not text[0].isspace() and text[0] not in ")]}":
-            return "\n".join(lines[:number]), True
-    return "", False

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from discojax.candidates import parse
+from discojax.candidates import CandidateError, parse
 from discojax.proposers.replies import Draft, Untidy, identifier, read, schema, without_thoughts
 
 ARGUMENTS = (
@@ -73,6 +74,85 @@ def test_json_with_raw_line_breaks() -> None:
 
 def test_a_fence_inside_the_code_of_json() -> None:
     assert one(json.dumps({**ONE, "code": f"```python\n{CODE}```"})) == DRAFT
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_json_with_trailing_commas(several: bool) -> None:
+    one_object = json.dumps({**ONE, "thought": "Push less,} and [less,]."}, indent=1)[:-2] + ",\n}"
+    text = f'{{"candidates": [{one_object}, ],}}' if several else one_object
+    wanted = replace(DRAFT, thought="Push less,} and [less,].")  # what is in a string is no slip
+    assert one(text) == wanted
+    assert one(f"It's {{this}}:\n```json\n{text}\n```\nIt isn't [steep].") == wanted
+
+
+def test_a_dictionary_as_python_writes_it() -> None:
+    assert one(repr(ONE)) == DRAFT
+    assert one(repr({"candidates": [ONE], "done": True, "next": None})) == DRAFT
+    quoted = f"{{'name': 'Gentle Push', 'thought': \"Push less.\", 'code': '''{CODE}''',}}"
+    assert one(f"It's smooth:\n```python\n{quoted}\n```\nIsn't it?") == DRAFT
+    two = read(f"{ONE!r} and {dict(ONE, name='other')!r}")
+    assert isinstance(two, tuple) and [draft.name for draft in two] == ["gentle_push", "other"]
+
+
+@pytest.mark.parametrize("text", ["{'code': open('/etc/passwd').read()}", "{'code': 'def ' * 9}", "{[]: 1}"])
+def test_what_python_would_have_to_run_is_not_read(text: str) -> None:
+    assert "neither JSON nor a function" in untidy(text).reason
+
+
+def test_code_as_a_list_of_its_lines() -> None:
+    assert one(json.dumps({**ONE, "code": CODE.split("\n")})) == DRAFT
+    assert one(json.dumps({**ONE, "code": CODE.splitlines(keepends=True)})) == DRAFT
+    assert "not the text of a function" in untidy(json.dumps({**ONE, "code": [CODE, 7]})).reason
+
+
+HELPER = "def slope(x):\n    return jnp.tanh(x)\n"
+CALLING = CODE.replace("jnp.exp", "slope")
+GAP = CODE.replace("def loss", "def gap")
+
+
+@pytest.mark.parametrize(
+    ("before", "code", "reason"),
+    [
+        (f"import jax.numpy as jnp\n\n{HELPER}\n\n", CALLING, "2 functions found"),
+        (f"{GAP}\n\n", CALLING.replace("slope(", "gap("), "2 functions found"),
+        ("slope = lambda x: jnp.tanh(x)\n\n", CALLING, "put everything inside the one function"),
+    ],
+    ids=["helper", "helper of the same arguments", "lambda"],
+)
+def test_a_loss_that_needs_more_goes_to_the_gate_whole(before: str, code: str, reason: str) -> None:
+    drafts = read(f"Here:\n```python\n{before}{code}```\nIt's smooth.")
+    assert isinstance(drafts, tuple) and [draft.code for draft in drafts] == [before + code]
+    with pytest.raises(CandidateError, match=reason):
+        parse(drafts[0].code)
+
+
+def test_a_loss_in_prose_is_not_cut_off_its_helper() -> None:
+    drafts = read(f"Here's a helper:\n\n{HELPER}\n\n{CALLING}\nIt's smooth, isn't it?")
+    assert isinstance(drafts, tuple) and [draft.code for draft in drafts] == [f"{HELPER}\n\n{CALLING}"]
+    below = f"{CALLING}\nslope = jnp.tanh\n"
+    drafts = read(f"{below}\nIt's smooth, isn't it?")
+    assert isinstance(drafts, tuple) and drafts[0].code in below
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (f"{HELPER}\n\n", ""),
+        ("from jax.nn import log_sigmoid\nimport functools\n\n", ""),
+        ("beta = 0.1\n\n", "\nprint(loss(*values, beta))\n"),
+        ("", f"\n\ndef other({ARGUMENTS}):\n    return beta * policy_chosen_logps\n"),
+        ("", "\n\ndef test():\n    assert loss(1.0, 1.0, 1.0, 1.0, 1.0) == 1.0\n"),
+    ],
+    ids=["unused helper", "unknown imports", "a call", "another loss", "a test"],
+)
+def test_a_loss_that_needs_nothing_round_it_stands_alone(before: str, after: str) -> None:
+    assert one(f"```python\n{before}{CODE}{after}```") == NAMELESS
+
+
+def test_imports_that_decide_what_a_method_means_are_kept() -> None:
+    code = CODE.replace("beta * margin", "beta * margin / margin.std()").replace("jnp.exp", "exp")
+    spread = one(f"```python\nimport torch\n\n{code}\nprint(loss)\n```").code
+    assert parse(spread).hash == parse(code.replace("margin.std()", "jnp.std(margin, ddof=1)")).hash
 
 
 @pytest.mark.parametrize("language", ["python", "py", "Python", ""])
@@ -209,8 +289,18 @@ def test_the_schema_is_within_the_strict_dialects() -> None:
         '{"code": "def \\ud800", "name": "\\ud800", "thought": "\\ud800"}',
         '{"n": ' + "9" * 100_000 + "}",
         "def loss(x):\n    return '''" + "\n" * 100_000,
+        '{"' + '\\"' * 100_000,
+        "{'" + '"' * 100_000,
+        '{"""' + '"\\' * 100_000,
+        "[,{" * 60_000 + "}]" * 10,
+        "{'a': " * 15 + "(" * 50_000,
+        "{'a': " + "-" * 90_000 + "1}",
+        "{" + "," * 90_000 + "}",
+        "{" + ", " * 45_000 + " " * 9000 + "}",
+        "{'code': 'def '" + "+ 'x'" * 9000 + "}",
+        "{(" + "(" * 5000 + ")" * 5000 + "): 1}",
     ],
-    ids=range(15),
+    ids=range(25),
 )
 def test_no_reply_hangs_or_breaks_it(text: str) -> None:
     for finish in ("stop", "length"):
