@@ -74,7 +74,8 @@ class Progress(NamedTuple):
 
     Attributes:
       useful: lane-steps done in it.
-      room: lane-steps it had room for: all lanes, for as many steps as the busiest took.
+      room: lane-steps it had room for: all lanes, for as many steps as the call went through. These are a
+        whole chunk under `vmap`, whoever takes them, and as many as the busiest lane took under `map`.
       ended: jobs that ended with it.
       busy: lanes that had a job.
       waited: seconds before it in which no lane had one.
@@ -190,7 +191,9 @@ def _train(
 
         ended = busy & (step >= settings.steps)
         taken = sums[StepMetrics._fields.index("steps")]
-        useful, room = int(taken.sum()), int(lanes * taken.max(initial=0))
+        config = station.engine.programs.config
+        long = config.chunk if config.implementation == "vmap" else int(taken.max(initial=0))
+        useful, room = int(taken.sum()), lanes * long
         progress(Progress(useful, room, int(ended.sum()), int(busy.sum()), waited))
         waited = 0.0
         stop_if_asked()

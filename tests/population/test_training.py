@@ -42,6 +42,15 @@ def test_free_lanes_wait_while_the_others_go_on(station, job):
     assert [(each.useful, each.room) for each in told] == [(3, 12), (3, 12), (6, 12)]
 
 
+@pytest.mark.parametrize(("implementation", "last"), [("map", 4 * 2), ("vmap", 4 * 3)])
+def test_room_is_for_all_the_steps_that_a_call_went_through(implementation, last, setting, programs_of, job):
+    """Of a chunk of three the lanes take two: under `vmap` the device goes through the third all the same."""
+    told = []
+    there = Station(make_engine(programs_of(implementation), setting.params, setting.pairs), nothing)
+    list(train(there, iter([(0, job(steps=5)), (1, job(steps=4))]), told.append))
+    assert [(each.useful, each.room) for each in told] == [(6, 12), (3, last)]
+
+
 def test_when_every_lane_is_free_it_blocks_instead_of_asking_on(station, job):
     ready: list[tuple[str, object]] = []
     asked, waits, told = [], [], []

@@ -25,7 +25,7 @@ from discojax.config import Config
 from discojax.population.lanes import LaneSettings, LaneState
 from discojax.population.margins import MARGIN_EDGES
 from discojax.population.operations import Station
-from discojax.population.step import StepMetrics
+from discojax.population.step import StepConfig, StepMetrics
 from discojax.population.training import Progress
 from discojax.proposers.types import Proposal, Scored
 from discojax.search import archive as archives
@@ -129,7 +129,10 @@ def laboratory(archive: Archive, folder: Path, *, lanes: int, chunk: int, second
         metrics = StepMetrics(taken, *sums, np.zeros((lanes, len(MARGIN_EDGES)), np.float32))
         return LaneState(params, None, step, state.diverged | diverging), metrics
 
-    programs = types.SimpleNamespace(lanes=lanes, batch=16, fresh=fresh, reset=reset, advance=advance)
+    config = StepConfig(chunk=chunk, implementation="vmap")
+    programs = types.SimpleNamespace(
+        lanes=lanes, batch=config.batch, config=config, fresh=fresh, reset=reset, advance=advance
+    )
     instruments = types.SimpleNamespace(programs=programs)
     return Toy(instruments, {}, archive, 1e-3, Log((jsonl(folder / FILE),)), clock=clock, seconds=seconds)  # type: ignore[arg-type]
 
