@@ -131,6 +131,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     rows: Int[Array, " batch"] | None = None,
+    wanted: Bool[Array, ""] | None = None,
 ) -> Samples:
     """Samples one completion a prompt, of at most `tokens` tokens.
 
@@ -148,6 +149,8 @@ def sample(
       temperature: 0 is greedy.
       top_k, top_p: see `likeliest`; all tokens by default.
       rows: the row's number, by which it draws; its place in the batch by default.
+      wanted: whether anybody wants these samples; if not, all are empty and nothing waits for them. Under
+        `vmap` those that are wanted are then as soon done as without the others.
 
     Raises:
       UserError: prompt and completion are longer than the policy's `max_length`.
@@ -183,7 +186,8 @@ def sample(
         last, cache = policy.decode(token, loop.cache, jnp.minimum(positions, time - 1))
         return _Loop(loop.step + 1, ids, last, cache, lengths, ended)
 
-    start = _Loop(jnp.int32(0), ids, last, cache, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool))
+    ended = jnp.zeros(batch, bool) if wanted is None else jnp.full(batch, ~wanted)
+    start = _Loop(jnp.int32(0), ids, last, cache, jnp.zeros(batch, jnp.int32), ended)
     done = jax.lax.while_loop(more, advance, start)
     return Samples(done.ids, done.lengths)
 

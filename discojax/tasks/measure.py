@@ -93,7 +93,7 @@ def make_sampler(
     tokens = config.tokens
     itemsize = jnp.dtype(dtype).itemsize
 
-    def measure_rows(policy, reference, key, rows: Bucket, block: int):
+    def measure_rows(policy, reference, key, wanted, rows: Bucket, block: int):
         samples = sample(
             policy,
             rows.ids,
@@ -106,6 +106,7 @@ def make_sampler(
             top_k=config.top_k,
             top_p=config.top_p,
             rows=rows.rows,
+            wanted=wanted,
         )
         divergence = completion_divergence(
             policy,
@@ -118,14 +119,14 @@ def make_sampler(
         )
         return samples, divergence
 
-    def measure_bucket(policy, reference, key, bucket: Bucket, lanes: int):
+    def measure_bucket(policy, reference, key, wanted, bucket: Bucket, lanes: int):
         count, prompt = bucket.ids.shape
         one = lanes * _row_bytes(policy.config, prompt + tokens, itemsize)
         parts = -(-count // max(most // one, 1))
         # A token's logits, and as many of the reference: those of a block are held besides.
         block = max(min(most // (8 * policy.config.vocab_size * lanes), 1024), 8)
         if parts == 1:
-            return measure_rows(policy, reference, key, bucket, block)
+            return measure_rows(policy, reference, key, wanted, bucket, block)
         size = -(-count // parts)  # alike, so that few are measured twice to fill the last one
         slices = jax.tree.map(
             lambda x: jnp.pad(
@@ -133,13 +134,13 @@ def make_sampler(
             ).reshape(-1, size, *x.shape[1:]),
             bucket,
         )
-        found = jax.lax.map(lambda rows: measure_rows(policy, reference, key, rows, block), slices)
+        found = jax.lax.map(lambda rows: measure_rows(policy, reference, key, wanted, rows, block), slices)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
 
-    def measure_lane(params, frozen, seed, buckets, reference, lanes):
+    def measure_lane(params, frozen, wanted, seed, buckets, reference, lanes):
         policy, reference = (nnx.merge(graph, cast(x, dtype), frozen) for x in (params, reference))
         key = jax.random.fold_in(jax.random.key(0x5A3), seed)
-        parts = [measure_bucket(policy, reference, key, bucket, lanes) for bucket in buckets]
+        parts = [measure_bucket(policy, reference, key, wanted, bucket, lanes) for bucket in buckets]
         place = jnp.argsort(jnp.concatenate([bucket.rows for bucket in buckets]))
         width = max(bucket.ids.shape[1] for bucket in buckets) + tokens
 
@@ -161,16 +162,16 @@ def make_sampler(
             params, chosen, seed = arguments
             return jax.lax.cond(
                 chosen,
-                lambda: measure_lane(params, frozen, seed, buckets, reference, 1),
+                lambda: measure_lane(params, frozen, None, seed, buckets, reference, 1),
                 lambda: skip_lane(buckets),
             )
 
         return jax.lax.map(lane, (params, chosen, seeds))
 
     def vmapped(params, frozen, chosen, seeds, buckets, reference):
-        del chosen  # all lanes at once: leaving some out would save nothing
-        every = jax.vmap(partial(measure_lane, lanes=len(seeds)), in_axes=(0, None, 0, None, None))
-        return every(params, frozen, seeds, buckets, reference)
+        # All lanes at once: leaving some out saves no work, but no one need wait for their last tokens.
+        every = jax.vmap(partial(measure_lane, lanes=len(seeds)), in_axes=(0, None, 0, 0, None, None))
+        return every(params, frozen, chosen, seeds, buckets, reference)
 
     lane, everywhere = jax.P("lane"), jax.P()
     # Each device samples for its own lanes, and stops when they have ended: no device asks another.

@@ -163,19 +163,21 @@ def test_what_measuring_holds_at_a_time_is_bounded(graph_and_reference, mesh, la
     assert temporaries(4 * 128 * row) < temporaries(2**31) / 4
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
-def test_a_bucket_stops_when_its_own_completions_have_ended(kind, monkeypatch, mesh):
-    """Behind 5 the head gives the end, behind 6 another 6: two buckets, one of each."""
+def following(*steps):
+    """A graph and weights of a policy that says `then` behind `token`, for each `(token, then)`."""
     config = DecoderConfig(vocab_size=40, layers=1, width=16, heads=2, max_length=12, tied=False)
-    policy = Decoder(config, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(policy)
-    params = jax.tree.map(jnp.zeros_like, params)
-    policy = nnx.merge(graph, params)
+    graph, params = nnx.split(Decoder(config, rngs=nnx.Rngs(0)))
+    policy = nnx.merge(graph, jax.tree.map(jnp.zeros_like, params))
     policy.norm.scale[...] = jnp.ones(16)
-    for token, then in ((5, 2), (6, 6)):
+    for token, then in steps:
         policy.embedding.embedding[...] = policy.embedding.embedding[...].at[token, token].set(1.0)
         policy.lm_head.embedding[...] = policy.lm_head.embedding[...].at[then, token].set(1.0)
-    graph, params = nnx.split(policy)
+    return nnx.split(policy)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How long the cache is, of every token that a row of a lane is decoded to from here on."""
     calls = []
     decode_one = Decoder.decode
 
@@ -184,17 +186,46 @@ def test_a_bucket_stops_when_its_own_completions_have_ended(kind, monkeypatch, m
         return decode_one(self, ids, cache, positions)
 
     monkeypatch.setattr(Decoder, "decode", counted)
+    return calls
+
+
+GREEDY = SamplingConfig(tokens=6, eos_id=2, temperature=0)
+
+
+@pytest.mark.parametrize("kind", ["map", "vmap"])
+def test_a_bucket_stops_when_its_own_completions_have_ended(kind, decoded, mesh):
+    """Behind 5 comes the end, behind 6 another 6: two buckets, one of each."""
+    graph, params = following((5, 2), (6, 6))
     buckets = tuple(
         Bucket(np.full((2, width), token, np.int32), np.full(2, width, np.int32), np.array(rows, np.int32))
         for width, token, rows in ((2, 5, [0, 2]), (4, 6, [1, 3]))
     )
-    greedy = SamplingConfig(tokens=6, eos_id=2, temperature=0)
-    sampler = make_sampler(graph, greedy, mesh=mesh, implementation=kind)
+    sampler = make_sampler(graph, GREEDY, mesh=mesh, implementation=kind)
     one = jax.tree.map(lambda x: x[None], params)
     samples, _ = sampler(one, nnx.State({}), np.ones(1, bool), SEEDS[:1], buckets, params)
     jax.effects_barrier()
     assert samples.completion_lengths.tolist() == [[1, 6, 1, 6]]
-    assert calls.count(2 + 6) == 1 and calls.count(4 + 6) == 6
+    assert decoded.count(2 + 6) == 1 and decoded.count(4 + 6) == 6
+
+
+@pytest.mark.parametrize("kind", ["map", "vmap"])
+def test_no_lane_waits_for_one_that_nobody_chose(kind, decoded, mesh):
+    """The first lane's completions end at once, the second's never."""
+    graph, ending = following((5, 2))
+    _, endless = following((5, 5))
+    lanes = jax.tree.map(lambda *leaves: jnp.stack(leaves), ending, endless)
+    ids, lengths = np.full((2, 2), 5, np.int32), np.full(2, 2, np.int32)
+    buckets = (Bucket(ids, lengths, np.arange(2, dtype=np.int32)),)
+    sampler = make_sampler(graph, GREEDY, mesh=mesh, implementation=kind)
+    found = {}
+    for chosen in ([True, False], [True, True]):
+        samples, _ = sampler(lanes, nnx.State({}), np.array(chosen), SEEDS[:2], buckets, ending)
+        jax.effects_barrier()
+        assert samples.completion_lengths[0].tolist() == [1, 1]
+        found[sum(chosen)] = len(decoded)
+        decoded.clear()
+    # Under `vmap` a token is decoded for both lanes, whoever wants it, and counted for both.
+    assert found == ({1: 1, 2: 1 + 6} if kind == "map" else {1: 2, 2: 2 * 6})
 
 
 def test_a_seed_decides_the_draws_and_the_lane_does_not(measured):
