@@ -23,7 +23,7 @@ def dense(hidden, head, targets):
 
 
 def streamed(hidden, head, targets):
-    """The operator, in blocks of 32 tokens."""
+    """The operator, in the blocks of 32 tokens that the engine chooses for 8 pairs in these lanes."""
     return token_logps(hidden, head, targets, block=BLOCK)
 
 

@@ -21,6 +21,7 @@ from discojax.data.pairs import Pairs
 from discojax.errors import UserError
 from discojax.population.lanes import LaneSettings, LaneState, initial_state
 from discojax.population.memory import check_memory
+from discojax.population.mesh import rows_per_device
 from discojax.population.optimizer import make_optimizer
 from discojax.population.placement import lane_shardings, put, shardings
 from discojax.population.step import BLOCK, StepConfig, StepMetrics, cast, make_advance, make_reset
@@ -111,7 +112,8 @@ def make_programs(
     asked = config
     if config.block is None:
         vocab = nnx.merge(graph, params, frozen).config.vocab_size
-        config = replace(config, block=_block(config, lanes // shards, vocab))
+        in_all = 2 * tokens * rows_per_device(mesh, config.batch, config.accumulate) // config.accumulate
+        config = replace(config, block=_block(config, lanes // shards, vocab, in_all))
 
     def fresh(params: Any) -> LaneState:
         return initial_state(params, optimizer, lanes)
@@ -139,10 +141,20 @@ def make_programs(
 _LOGITS = 2**30  # bytes of them that a device holds at a time
 
 
-def _block(config: StepConfig, lanes: int, vocab: int) -> int:
-    """Tokens to a block, a power of two: lanes that take their steps at once each hold one."""
+def _block(config: StepConfig, lanes: int, vocab: int, tokens: int) -> int:
+    """Tokens to a block, a power of two: lanes that take their steps at once each hold one.
+
+    Of `tokens`, which a lane has in all on a device. Where all lanes' logits would be more than 2 GiB, a
+    block is a twelfth of them or less: the step then needs an eighth of what it would with all of them at
+    once, which keeps them twice, and the head's gradient besides. But each block adds to that gradient,
+    which takes time, so there are not so many that less than a quarter of a GiB is held.
+    """
     together = lanes if config.implementation == "vmap" else 1
-    fitting = _LOGITS // (4 * vocab * together)
+    each = 4 * vocab * together
+    most = _LOGITS
+    if together > 1 and each * tokens > 2 * _LOGITS:
+        most = min(max(each * tokens // 12, _LOGITS // 4), _LOGITS)
+    fitting = most // each
     return min(BLOCK, max(1 << fitting.bit_length() - 1, 8)) if fitting else 8
 
 

@@ -50,7 +50,7 @@ class StepConfig:
       batch: pairs a step and lane, over all devices.
       chunk: most steps a lane takes in one call.
       block: tokens whose logits are held at a time (`policies.logprobs`); None is 1,024, or fewer where
-        so many for all the lanes of a device were more than a GiB.
+        so many for all the lanes of a device were more than a GiB, or a large part of very many.
       implementation: how lanes are laid over a device: `map`, one after another, each through its
         whole chunk (a CPU's caches hold one lane), or `vmap`, all at once (an accelerator's choice).
         Where lanes share frozen weights, `vmap` makes one matrix product over all lanes of each,

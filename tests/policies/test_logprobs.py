@@ -8,7 +8,10 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from discojax.policies import logprobs
+from discojax.policies.decoder import Decoder, DecoderConfig
 from discojax.policies.logprobs import completion_hidden, completion_mask
+from discojax.population import StepConfig, make_programs
+from discojax.population.mesh import make_mesh
 
 token_logps = jax.jit(logprobs.token_logps, static_argnames=("block", "softcap"))
 
@@ -118,7 +121,13 @@ def test_a_tied_embedding_gets_the_gradient_of_both_its_uses():
 
 
 def test_memory_of_many_lanes_at_a_large_vocabulary_is_an_eighth_of_the_dense_form():
+    """In blocks as long as the engine makes them for such a step."""
     lanes, tokens, width, vocab = 32, 512, 64, 50_257  # 8 pairs of 32 completion tokens each
+    config = DecoderConfig(vocab_size=vocab, layers=1, width=width, heads=1, max_length=64)
+    graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    step = StepConfig(batch=8, implementation="vmap")
+    mesh = make_mesh(1, among=jax.devices()[:1])
+    block = make_programs(graph, params, step, lanes=lanes, tokens=32, mesh=mesh).config.block
 
     def temporary(function):
         def loss(hidden, head, targets):
@@ -133,7 +142,7 @@ def test_memory_of_many_lanes_at_a_large_vocabulary_is_an_eighth_of_the_dense_fo
         return compiled.memory_analysis().temp_size_in_bytes
 
     def streamed(hidden, head, targets):
-        return token_logps(hidden, head, targets, block=32)
+        return token_logps(hidden, head, targets, block=block)
 
     logits = lanes * tokens * vocab * 4
     assert temporary(dense) >= logits  # else the comparison says nothing

@@ -6,7 +6,8 @@ import pytest
 
 from discojax import candidates, objectives
 from discojax.errors import UserError
-from discojax.population import Station, make_engine, train
+from discojax.population import Station, StepConfig, make_engine, train
+from discojax.population import engine as engines
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +178,19 @@ def test_too_few_pairs_are_named(programs_of, setting):
     few = jax.tree.map(lambda x: x[:3], setting.pairs)
     with pytest.raises(UserError, match="3 preference pairs, fewer than one batch of 4"):
         make_engine(programs_of(), setting.params, few)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "tokens", "vocab", "implementation", "block"),
+    [
+        (1, 512, 50_257, "vmap", 1024), (32, 512, 50_257, "map", 1024),  # only one lane's are held
+        (4, 2048, 50_257, "vmap", 1024),  # all of them are not much more than a GiB
+        (32, 512, 50_257, "vmap", 32), (32, 2048, 50_257, "vmap", 128), (32, 9999, 50_257, "vmap", 128),
+        (999, 2048, 50_257, "vmap", 8),
+    ],
+)  # fmt: skip
+def test_a_block_of_logits_is_a_gib_at_most_and_a_small_part_of_many(
+    lanes, tokens, vocab, implementation, block
+):
+    config = StepConfig(implementation=implementation)
+    assert engines._block(config, lanes, vocab, tokens) == block
