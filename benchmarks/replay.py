@@ -45,7 +45,7 @@ def main() -> None:
             proposals.admit_library(archive, ("dpo", "ipo", "slic"))
             notebook, ledger, marks = proposals.Notebook(archive), RunLedger(archive), []
             for generation in range(1, 11):
-                past = proposals.history(notebook, {}, before=generation)
+                past = proposals.history(notebook, before=generation)
                 found = proposals.propose(
                     notebook, Replay(texts[: count * generation // 10]), past, generation=generation,
                     wanted=count, seed=0, batch=BATCH, heard=ledger.hand_over,

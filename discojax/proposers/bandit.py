@@ -33,18 +33,20 @@ def gains(history: Sequence[Scored], by: Literal["operator", "model"]) -> dict[s
     """What each arm's proposals gained, in order, from 0 to 1.
 
     A measured one gains the probability, by a normal law of the history's spread, that its score is above
-    the best that was known before it, so 1/2 equals the best; one that cost a request and gave nothing new
-    gains 0. What waits to be measured does not count yet; that a server was silent is no operator's fault.
+    the best that was known before it, so 1/2 equals the best. Scores are of rung 0, the only one that all
+    are measured at. One that cost a request and gave nothing new, or diverged at any rung, gains 0. What
+    waits to be measured does not count yet; that a server was silent is no operator's fault.
     """
     spread = _spread(history)
     best = -math.inf
     found: dict[str, list[float]] = {}
     for past in history:
         arm = operator_of(past.operator) if by == "operator" else past.model
-        if past.status == "ok" and past.score is not None and math.isfinite(past.score):
+        score = past.common_score
+        if past.status == "ok" and score is not None and math.isfinite(score):
             if math.isfinite(best):
-                found.setdefault(arm, []).append(statistics.NormalDist(best, spread).cdf(past.score))
-            best = max(best, past.score)
+                found.setdefault(arm, []).append(statistics.NormalDist(best, spread).cdf(score))
+            best = max(best, score)
         elif past.status in _WORTHLESS and not (by == "operator" and past.status == "unanswered"):
             found.setdefault(arm, []).append(0.0)
     return found
@@ -52,12 +54,13 @@ def gains(history: Sequence[Scored], by: Literal["operator", "model"]) -> dict[s
 
 def _spread(history: Sequence[Scored]) -> float:
     """The median distance of a score from the median, at least what noise can tell apart."""
-    scores = [p.score for p in history if p.status == "ok" and p.score is not None and math.isfinite(p.score)]
+    known = (p.common_score for p in history if p.status == "ok")
+    scores = [score for score in known if score is not None and math.isfinite(score)]
     if not scores:
         return 1.0
     middle = statistics.median(scores)
     distance = statistics.median(abs(score - middle) for score in scores)
-    return max(distance, selection.resolution(history), 1e-9)
+    return max(distance, *selection.resolutions(history).values(), 1e-9)
 
 
 def choose(arms: Sequence[str], gained: Mapping[str, Sequence[float]], rng: random.Random) -> str:

@@ -71,9 +71,9 @@ def elites(members: Iterable[Member]) -> dict[Kind, Member]:
             continue
         cell = kind(member.graph)
         held = grid.get(cell)
-        if held is None or held.score is None or member.score > held.score:
+        if held is None or member.place > held.place:
             grid[cell] = member
-    return dict(sorted(grid.items(), key=lambda item: -(item[1].score or 0.0)))
+    return dict(sorted(grid.items(), key=lambda item: item[1].place, reverse=True))
 
 
 def diverse(members: Sequence[Member], count: int, besides: Sequence[Member] = ()) -> list[Member]:

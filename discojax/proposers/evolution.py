@@ -129,7 +129,7 @@ class Evolution:
         else:
             pool, weights = list(seeds), dict(self.operators)
         scored = [member for member in pool if self.selection and member.score is not None]
-        noise = selection.resolution(history)
+        noise = selection.resolutions(history)
 
         def parent() -> Member:
             if not scored or rng.random() < self.explore:

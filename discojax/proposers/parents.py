@@ -38,7 +38,7 @@ def draw(history: Sequence[Scored], operator: str, rng: random.Random) -> list[S
     latest = {past.name: past for past in history if past.status == "ok"}
     scored = _scored(history)
     grid = diversity.elites(scored)
-    noise = selection.resolution(history)
+    noise = selection.resolutions(history)
 
     def parent() -> Member:
         if rng.random() < _EXPLORE:

@@ -178,12 +178,12 @@ def _evidence(history: Sequence[Scored], parents: Sequence[Scored]) -> dict[str,
     """The entries of each section, the most important first."""
     scored = _latest(past for past in history if past.status == "ok")
     shown = {past.name for past in parents}
-    ranked = sorted(scored, key=lambda pair: -_cautious(pair[0]))
+    ranked = sorted(scored, key=lambda pair: (-pair[0].rung, -_cautious(pair[0])))
     best = [pair for pair in ranked if pair[0].name not in shown][:_BEST]
     by_name = {past.name: past for past, _ in scored}
     besides = [Member(past.name, graph) for past, graph in (*best, *_latest(parents))]
     others = diversity.diverse(
-        [Member(past.name, graph, past.score) for past, graph in scored if past.name not in shown],
+        [Member(p.name, graph, p.score, p.rung) for p, graph in scored if p.name not in shown],
         _DIVERSE,
         besides,
     )
@@ -230,12 +230,17 @@ def _entry(past: Scored) -> str:
     interval = "" if past.interval is None else f" [{past.interval[0]:+.4f}, {past.interval[1]:+.4f}]"
     return _sections("sections.md")["measured"].substitute(
         name=_name(past),
-        score=f"{past.score:+.4f}{interval}",
+        score=f"{past.score:+.4f}{interval}{_effort(past)}",
         code=to_source(graph).strip(),
         margins=" ".join(f"{margin:g}" for margin in _SHOWN_MARGINS),
         losses=" ".join(f"{curve.values[i] + 0.0:.3g}" for i in at),  # + 0.0 makes 0 of -0
         slopes=" ".join(f"{curve.slopes[i] + 0.0:.3g}" for i in at),
     )
+
+
+def _effort(past: Scored) -> str:
+    seeds = f"{past.seeds} seed{'s' if past.seeds > 1 else ''}"
+    return f" at rung {past.rung} ({seeds} x {past.steps} steps)" if past.steps else ""
 
 
 def _failures(history: Sequence[Scored]) -> list[str]:

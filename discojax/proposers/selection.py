@@ -14,7 +14,7 @@ from discojax.candidates import CandidateError, Node, from_function, parse
 from discojax.candidates.graph import complexity
 from discojax.proposers.types import Scored
 
-__all__ = ["Member", "library", "members", "operator_weights", "read", "resolution", "tournament"]
+__all__ = ["Member", "library", "members", "operator_weights", "read", "resolutions", "tournament"]
 
 _TRIALS, _WINS = 4.0, 1.0  # of every operator before its first: one in four is an improvement
 _LEAST_RATE = 0.05
@@ -22,11 +22,17 @@ _LEAST_RATE = 0.05
 
 @dataclass(frozen=True)
 class Member:
-    """A loss that may be a parent; `score` is None if it was not measured."""
+    """A loss that may be a parent; `score`, of `rung`, is None if it was not measured."""
 
     name: str
     graph: Node
     score: float | None = None
+    rung: int = 0
+
+    @property
+    def place(self) -> tuple[int, float]:
+        """Higher is better: by rung, as successive halving orders, then by score."""
+        return (-1, 0.0) if self.score is None else (self.rung, self.score)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -57,42 +63,43 @@ def members(history: Sequence[Scored], seeds: Sequence[Member]) -> list[Member]:
     for past in history:
         graph = read(past.source) if past.status == "ok" else None
         if graph is not None and past.score is not None and math.isfinite(past.score):
-            pool[graph] = Member(past.name, graph, past.score)
+            pool[graph] = Member(past.name, graph, past.score, past.rung)
     for seed in seeds:
         pool.setdefault(seed.graph, seed)
     return list(pool.values())
 
 
-def resolution(history: Sequence[Scored]) -> float:
-    """How far two scores must lie apart to be told from each other: half the usual interval's half-width.
+def resolutions(history: Sequence[Scored]) -> dict[int, float]:
+    """By rung, how far scores must lie apart to be told from each other: half the usual half-width.
 
-    A whole half-width would take every young candidate for a tie. 0 if no finite interval is known.
+    A whole half-width of their intervals would take every young candidate for a tie. A rung with no finite
+    interval is not there.
     """
-    widths = [p.interval[1] - p.interval[0] for p in history if p.status == "ok" and p.interval is not None]
-    widths = [width for width in widths if math.isfinite(width)]
-    return statistics.median(widths) / 4 if widths else 0.0
+    widths: dict[int, list[float]] = {}
+    for past in history:
+        if past.status == "ok" and past.interval is not None:
+            width = past.interval[1] - past.interval[0]
+            if math.isfinite(width):
+                widths.setdefault(past.rung, []).append(width)
+    return {rung: statistics.median(found) / 4 for rung, found in widths.items()}
 
 
-def tournament(pool: Sequence[Member], size: int, noise: float, rng: random.Random) -> Member:
-    """The best of `size` drawn at random; of those within `noise` of its score, the simplest."""
+def tournament(pool: Sequence[Member], size: int, noise: Mapping[int, float], rng: random.Random) -> Member:
+    """The best of `size` drawn at random; of those of its rung within that rung's `noise`, the simplest."""
     drawn = [rng.choice(pool) for _ in range(size)]
-    best = max(_score(member) for member in drawn)
-    level = [member for member in drawn if _score(member) >= best - noise]
-    return min(level, key=lambda member: (complexity(member.graph), -_score(member)))
-
-
-def _score(member: Member) -> float:
-    return -math.inf if member.score is None else member.score
+    rung, score = max(member.place for member in drawn)
+    level = [member for member in drawn if member.place >= (rung, score - noise.get(rung, 0.0))]
+    return min(level, key=lambda member: (complexity(member.graph), -member.place[1]))
 
 
 def operator_weights(history: Sequence[Scored], prior: Mapping[str, float]) -> dict[str, float]:
     """Prior weights times each operator's rate of improvement, counted with a few imagined trials.
 
     A child improves if it scores above its best parent; one without scored parents, if it scores
-    above the median. Rejected and failed children are trials; duplicates, which cost nothing, and
-    children not measured yet are not.
+    above the median, at the rung that all are measured at. Rejected and failed children are trials;
+    duplicates, which cost nothing, and children not measured yet are not.
     """
-    scores = {p.name: p.score for p in history if p.status == "ok" and p.score is not None}
+    scores = {p.name: p.common_score for p in history if p.status == "ok" and p.common_score is not None}
     middle = statistics.median(scores.values()) if scores else 0.0
     wins, trials = dict.fromkeys(prior, _WINS), dict.fromkeys(prior, _TRIALS)
     for past in history:
@@ -100,5 +107,6 @@ def operator_weights(history: Sequence[Scored], prior: Mapping[str, float]) -> d
             continue
         trials[past.operator] += 1
         bar = max((scores[name] for name in past.parents if name in scores), default=middle)
-        wins[past.operator] += past.status == "ok" and past.score is not None and past.score > bar
+        score = past.common_score
+        wins[past.operator] += past.status == "ok" and score is not None and score > bar
     return {name: weight * max(wins[name] / trials[name], _LEAST_RATE) for name, weight in prior.items()}

@@ -38,12 +38,16 @@ class Scored:
       name: what it is called; `Proposal.parents` refers to it.
       source: its candidate text; "" if there was none.
       status: what became of it.
-      score: the search's score relative to DPO, higher is better; None if it was not measured.
+      score: the search's score relative to DPO, higher is better, at the highest rung it was measured at;
+        None if it was not measured.
       interval: the score's confidence interval, if there is one.
       reason: why it was rejected or failed, or what it duplicates, in one sentence.
       parents: names of the losses it was made from.
       operator: how it was made.
       model: the language model that was asked for it, "" if none was.
+      rung: which the score is of. What reached a higher one ranks before what did not.
+      seeds, steps: which that rung trains with; 0 if it is not known.
+      first_score: at rung 0, if `score` is of a higher one.
     """
 
     name: str
@@ -55,6 +59,15 @@ class Scored:
     parents: tuple[str, ...] = ()
     operator: str = ""
     model: str = ""
+    rung: int = 0
+    seeds: int = 0
+    steps: int = 0
+    first_score: float | None = None
+
+    @property
+    def common_score(self) -> float | None:
+        """Its score at rung 0, where every loss is measured: only this compares any two of them."""
+        return self.score if self.first_score is None else self.first_score
 
 
 @dataclass(frozen=True, kw_only=True)

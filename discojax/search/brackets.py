@@ -5,8 +5,9 @@
     generation 2 ─ ...              ├─ elites of all, on fresh seeds
 
 Every generation races in a bracket of its own; the jobs of all brackets share the lanes, later rungs
-first. Generation g is proposed, in a thread, when rung 0 of generation g - 1 - lag is complete, so its
-candidates come while the generations between train. Each is trained as soon as the gate has let it in.
+first. Generation g is proposed, in a thread, when rung r of generation g - 1 - lag - r is complete, for
+every r: so its candidates come while the generations between train, and it knows how the best of older
+ones did in later rungs. Each is trained as soon as the gate has let it in.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from discojax.search.laboratory import Laboratory, assemble, known, name_of, rec
 from discojax.search.ledger import RunLedger
 from discojax.search.monitor import Monitor
 from discojax.search.prefetch import Prefetcher
+from discojax.search.proposals import Rung
 from discojax.search.racing import keep_best
 from discojax.search.rungs import BASELINE, judged, lane_steps, rung_trial, shares
 from discojax.search.schedule import Plan, Schedule
@@ -66,16 +68,17 @@ class _Proposed:
 
 @dataclass(frozen=True)
 class _Scored:
-    """The fact that rung 0 of a generation is complete: its comparisons."""
+    """The fact that a rung of a generation is complete: its comparisons, none if nothing got there."""
 
     arm: str
     generation: int
+    rung: int
 
 
 class _Ask(NamedTuple):
     generation: int
     wanted: int
-    comparisons: Mapping[str, Comparison]
+    rungs: Sequence[Rung]
 
 
 def search(
@@ -166,13 +169,14 @@ class Race:
         proposed = _Proposed(arm.name, generation)
         facts = yield {proposed}
         contenders: list[Contender] = list(facts[proposed])
-        comparisons: dict[str, Comparison] = {}
+        comparisons: Mapping[str, Comparison] = {}
         raced = self.raced[arm.name]
         raced.scored += len(contenders)
         for number, (_, _, keep) in enumerate(self.config.search.rungs):
             if number:
                 rivals = [c for c in contenders if c.name != BASELINE]
                 contenders = keep_best(rivals, comparisons, keep)
+            comparisons = {}
             if contenders:
                 trial = rung_trial(self.config, number)
                 if generation:  # the library's lanes serve all arms
@@ -185,8 +189,7 @@ class Race:
                 facts = yield set(jobs)
                 comparisons = judged(self.config, assemble(self.laboratory, facts, measured, trial))
                 self.monitor.scored(arm.name, generation, number, comparisons.values())
-            if number == 0:
-                self.schedule.learn(_Scored(arm.name, generation), comparisons)
+            self.schedule.learn(_Scored(arm.name, generation, number), comparisons)
         raced.contenders += contenders
         raced.comparisons |= {c.name: comparisons[c.name] for c in contenders}
 
@@ -200,14 +203,16 @@ class Race:
             arm.proposer.stop if isinstance(arm.proposer, Interruptible) else lambda: None,
         )
         self.prefetchers.append(prefetcher)
-        comparisons: dict[str, Comparison] = {}
         for generation, share in enumerate(shares(self.config), 1):
+            # Not whatever is known by now: that would depend on the clock, and a resumed run knows more.
             newest = generation - 1 - self.config.search.lag
-            if arm.learns and newest >= 0:
-                scored = _Scored(arm.name, newest)
-                facts = yield {_Scored(arm.name, g) for g in range(newest + 1)}
-                comparisons = {**comparisons, **facts[scored]}
-            prefetcher.ask(_Ask(generation, share, comparisons))
+            rungs = []
+            for number, (seeds, steps, _) in enumerate(self.config.search.rungs):
+                scored = [_Scored(arm.name, g, number) for g in range(newest - number + 1) if arm.learns]
+                facts = yield set(scored)
+                found = {name: one for fact in scored for name, one in facts[fact].items()}
+                rungs.append(Rung(seeds, steps, found))
+            prefetcher.ask(_Ask(generation, share, rungs))
 
     def _given(self, arm: Arm) -> Plan:
         given = iter(arm.given)
@@ -218,7 +223,7 @@ class Race:
     def _propose(self, arm: Arm, ask: _Ask) -> Iterator[Contender]:
         """In the prefetcher's thread."""
         assert arm.proposer is not None
-        past = proposals.history(arm.notebook, ask.comparisons, before=ask.generation)
+        past = proposals.history(arm.notebook, ask.rungs, before=ask.generation)
         return proposals.propose(
             arm.notebook,
             arm.proposer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from discojax import candidates, objectives
 from discojax.candidates import CheckResult, Program
@@ -13,12 +14,20 @@ from discojax.proposers.selection import Member
 from discojax.proposers.types import Proposal, Proposer, Scored
 from discojax.search import archive as archives
 from discojax.search.archive import Archive, Attempt
-from discojax.search.statistics import Comparison, interval
+from discojax.search.statistics import Comparison
 from discojax.search.trials import Contender
 
-__all__ = ["Notebook", "admit_library", "history", "propose"]
+__all__ = ["Notebook", "Rung", "admit_library", "history", "propose"]
 
 _TRIES = 6  # proposals asked for at most, for each one wanted
+
+
+class Rung(NamedTuple):
+    """What is known of one rung, over all generations: on how much it measures, and comparisons by name."""
+
+    seeds: int
+    steps: int
+    comparisons: Mapping[str, Comparison]
 
 
 class Notebook:
@@ -109,23 +118,22 @@ def admit_library(archive: Archive, names: Sequence[str]) -> list[Contender]:
     return contenders
 
 
-def history(
-    notebook: Notebook, comparisons: Mapping[str, Comparison], *, before: int = 1_000_000
-) -> list[Scored]:
+def history(notebook: Notebook, rungs: Sequence[Rung] = (), *, before: int = 1_000_000) -> list[Scored]:
     """What was tried in the generations `before` one, as a proposer is shown it.
 
     Args:
       notebook: of the search.
-      comparisons: with the baseline, of what is measured. What is not is "pending", whether its lanes
-        have ended or not: what a proposer is shown does not depend on the clock.
+      rungs: from the first, what may be known of each. A loss is shown with its score at the highest; one
+        that has none is "pending", whether its lanes have ended or not: what a proposer is shown does not
+        depend on the clock.
       before: what the generation itself has tried is left out, so that a resumed run is shown what it
         was shown the first time.
     """
     past = [attempt for attempt in notebook.attempts if attempt.generation < before]
-    return [_shown(attempt, notebook.names, comparisons.get(attempt.name)) for attempt in past]
+    return [_shown(attempt, notebook.names, rungs) for attempt in past]
 
 
-def _shown(attempt: Attempt, names: Mapping[int, str], comparison: Comparison | None = None) -> Scored:
+def _shown(attempt: Attempt, names: Mapping[int, str], rungs: Sequence[Rung] = ()) -> Scored:
     shown = Scored(
         name=attempt.name,
         source=attempt.source or "",
@@ -135,15 +143,21 @@ def _shown(attempt: Attempt, names: Mapping[int, str], comparison: Comparison | 
         operator=attempt.operator,
         model=attempt.model,
     )
-    if attempt.status != "accepted" or comparison is None:
+    reached = [number for number, rung in enumerate(rungs) if attempt.name in rung.comparisons]
+    if attempt.status != "accepted" or not reached:
         return shown
+    number = reached[-1]
+    rung = rungs[number]
+    comparison = rung.comparisons[attempt.name]
     if comparison.verdict == "failed":
-        lanes = f"{comparison.failures} of {comparison.lanes} lanes diverged"
-        return replace(shown, status="failed", reason=lanes)
+        where = f" at rung {number}" if number else ""
+        reason = f"{comparison.failures} of {comparison.lanes} lanes diverged{where}"
+        return replace(shown, status="failed", reason=reason)
+    shown = replace(shown, status="ok", score=0.0, rung=number, seeds=rung.seeds, steps=rung.steps)
     if comparison.verdict == "baseline":
-        return replace(shown, status="ok", score=0.0)
-    difference = comparison.difference
-    return replace(shown, status="ok", score=difference.value, interval=interval(difference))
+        return shown
+    first = rungs[0].comparisons[attempt.name].difference.value if number else None
+    return replace(shown, score=comparison.difference.value, interval=comparison.interval, first_score=first)
 
 
 def propose(

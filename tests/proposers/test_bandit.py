@@ -42,6 +42,13 @@ def test_a_score_within_the_noise_of_the_best_is_an_even_chance():
     assert bandit.gains(past, "operator")["refine"][0] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_gains_are_of_the_rung_that_all_are_measured_at():
+    """A longer training gives larger numbers: the parent's must not make all of its children worthless."""
+    parent = one(5.0, "library", rung=1, first_score=0.0)
+    gained = bandit.gains([one(-0.1, "library"), parent, one(0.3), one(0.2)], "operator")
+    assert gained["refine"][0] > 0.9 and gained["refine"][1] < 0.5
+
+
 def play(seed: int, rounds: int, means: dict[str, float], change: int | None = None) -> list[str]:
     """A search in small: each arm's children score so much above the best, with noise."""
     noise = random.Random(seed)

@@ -41,6 +41,8 @@ def test_the_grid_keeps_the_best_of_each_kind_and_only_what_was_measured():
     better = Member("better", member("ipo").graph, 0.9)
     assert "better" in {m.name for m in diversity.elites([*grid.values(), better]).values()}
     assert "ipo" not in {m.name for m in diversity.elites([*grid.values(), better]).values()}
+    raced = Member("raced", member("ipo").graph, -0.5, rung=1)  # halving ranks it before those it beat
+    assert next(iter(diversity.elites([*grid.values(), better, raced]).values())).name == "raced"
 
 
 def test_a_diverse_few_are_far_from_what_is_shown_and_from_each_other():

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,20 @@ def history() -> list[Scored]:
     ]
 
 
+def raced() -> list[Scored]:
+    """The history of a race of two rungs, of which `ipo` and `robust` reached the second."""
+    rungs = {"ipo": (1, 2, 40), "robust": (1, 2, 40)}
+    return [
+        replace(past, rung=rung, seeds=seeds, steps=steps, first_score=past.score)
+        if past.status == "ok"
+        else past
+        for past in history()
+        for rung, seeds, steps in [rungs.get(past.name, (0, 1, 20))]
+    ]
+
+
 def golden() -> str:
-    past = history()
+    past = raced()
     asked = prompt.build(past, "crossover", [past[5], past[4]], 3, tokens=12_000)
     return f"{asked.system}\n\n--- the first message ---\n\n{asked.user}\n"
 
@@ -118,6 +131,18 @@ def test_a_lucky_score_with_a_wide_interval_does_not_lead():
     user = prompt.build([*library(), lucky], "fresh", [], 1, tokens=12_000).user
     assert user.index("cell: score") < user.index("discopop: score")
     assert "lucky: score" not in user.split("# Others")[0]
+
+
+def test_a_score_says_its_rung_and_what_reached_a_higher_one_leads():
+    user = prompt.build(raced(), "fresh", [], 1, tokens=12_000).user
+    shown = re.findall(r"^(\w+): score \S+(?: \[.*?\])? at rung (.*)", user, re.MULTILINE)
+    assert shown[:4] == [
+        ("robust", "1 (2 seeds x 40 steps)"),
+        ("ipo", "1 (2 seeds x 40 steps)"),
+        ("cell", "0 (1 seed x 20 steps)"),
+        ("kto_pair", "0 (1 seed x 20 steps)"),
+    ]
+    assert len(shown) == user.count(": score")
 
 
 def test_without_a_past_there_is_only_the_task():

@@ -18,8 +18,8 @@ def scored(name: str, score: float | None, status="ok", **fields) -> Scored:
     return Scored(name, objectives.get("dpo").source, status, score, **fields)
 
 
-def member(name: str, score: float | None) -> Member:
-    return Member(name, from_function(objectives.get(name)).graph, score)
+def member(name: str, score: float | None, rung: int = 0) -> Member:
+    return Member(name, from_function(objectives.get(name)).graph, score, rung)
 
 
 def test_without_a_past_the_prior_holds_in_proportion():
@@ -49,13 +49,19 @@ def test_no_operator_dies_out():
 
 def test_the_tournament_takes_the_best():
     pool = [member("dpo", 0.0), member("orpo", 1.0)]
-    assert selection.tournament(pool, 50, 0.0, random.Random(0)).name == "orpo"
+    assert selection.tournament(pool, 50, {}, random.Random(0)).name == "orpo"
+
+
+def test_the_tournament_goes_by_rung_first_and_by_the_noise_of_that_rung():
+    pool = [member("dpo", 0.5, 1), member("ipo", 0.6, 1), member("slic", 0.9), member("exp", None)]
+    for noise, best in (({}, "ipo"), ({0: 1.0}, "ipo"), ({1: 0.2}, "dpo")):
+        assert selection.tournament(pool, 50, noise, random.Random(0)).name == best
 
 
 def test_within_the_noise_the_simpler_wins():
     pool = [member("slic", 0.95), member("orpo", 1.0)]
-    assert selection.tournament(pool, 50, 0.1, random.Random(0)).name == "slic"
-    assert selection.tournament(pool, 50, 0.01, random.Random(0)).name == "orpo"
+    assert selection.tournament(pool, 50, {0: 0.1}, random.Random(0)).name == "slic"
+    assert selection.tournament(pool, 50, {0: 0.01}, random.Random(0)).name == "orpo"
 
 
 def test_resolution_is_of_the_scores_that_have_intervals():
@@ -64,8 +70,18 @@ def test_resolution_is_of_the_scores_that_have_intervals():
         scored("b", 1.0),
         scored("c", 1.0, interval=(0.0, float("inf"))),
     ]
-    assert selection.resolution(past) == pytest.approx(0.1)
-    assert selection.resolution([scored("b", 1.0)]) == 0.0
+    past += [scored("d", 1.0, interval=(0.9, 1.1), rung=1)]
+    assert selection.resolutions(past) == {0: pytest.approx(0.1), 1: pytest.approx(0.05)}
+    assert selection.resolutions([scored("b", 1.0)]) == {}
+
+
+def test_children_and_parents_are_compared_where_both_were_measured():
+    """A child of rung 0 is no worse than a parent whose score of a longer training is a higher number."""
+    parent = scored("p", 3.0, rung=1, first_score=1.0)
+    better = selection.operator_weights([parent, scored("c", 2.0, parents=("p",), operator="mix")], PRIOR)
+    same = [parent, scored("c", 9.0, parents=("p",), operator="mix", rung=1, first_score=0.5)]
+    assert better["mix"] == pytest.approx(2 / 5)
+    assert selection.operator_weights(same, PRIOR)["mix"] == pytest.approx(1 / 5)
 
 
 def test_one_program_is_one_member_with_its_last_score():

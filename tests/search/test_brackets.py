@@ -15,7 +15,7 @@ from discojax.errors import UserError
 from discojax.proposers.budget import Spent
 from discojax.report import summary
 from discojax.search import archive as archives
-from discojax.search import arms, brackets, discover
+from discojax.search import arms, brackets, discover, proposals
 from discojax.search.rungs import shares
 
 
@@ -68,6 +68,68 @@ def test_a_generation_knows_the_scores_of_those_before_the_lag(lag, settings, dr
         assert (library <= set(scored)) == (generation >= lag)
         assert len(set(pending) - library) == 2 * (generation - known)
     assert {name for *_, name in drawn} == {"proposer"}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What each generation of a search is told of those before, as often as it is asked for."""
+    told, propose = {}, proposals.propose
+
+    def watched(notebook, proposer, past, *, generation, **rest):
+        told.setdefault(generation, []).append(list(past))
+        return propose(notebook, proposer, past, generation=generation, **rest)
+
+    monkeypatch.setattr(proposals, "propose", watched)
+    return told
+
+
+THREE = ("search.rungs=[[1, 20, 64], [2, 40, 2], [2, 80, 1]]", "search.candidates=12", "search.generations=6")
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_generation_knows_how_the_best_of_older_ones_did_in_later_rungs(lag, settings, drawn, told):
+    config = settings(*THREE, f"search.lag={lag}")
+    discover.run(config)
+    with archives.open_archive(config.run.path / "archive.sqlite") as archive:
+        of = {attempt.name: attempt.generation for attempt in archives.attempts(archive)}
+        reached = {n: {e.key.objective for e in archives.evaluations(archive, rung=n)} for n in (1, 2)}
+    assert set(told) == set(range(1, 7))
+    for generation, (past,) in told.items():
+        for rung, names in reached.items():
+            known = {name for name in names & set(of) if of[name] <= generation - 1 - lag - rung} - {"dpo"}
+            assert {p.name for p in past if p.rung >= rung} - {"dpo"} == known, (generation, rung)
+            assert known or generation - 1 - lag - rung < 0
+        for p in past:
+            assert (p.seeds, p.steps) == {0: (1, 20), 1: (2, 40), 2: (2, 80)}[p.rung] or p.score is None
+            assert (p.first_score is None) == (p.rung == 0 or p.name == "dpo")
+
+
+def test_a_resumed_run_is_told_what_one_left_alone_is_told(settings, drawn, told, monkeypatch):
+    """Though it knows more: all that the stopped one had measured, of every rung."""
+    discover.run(settings(*THREE, "run.name=whole"))
+    whole = {generation: told.pop(generation) for generation in list(told)}
+    config = settings(*THREE)
+
+    class Failing(toy.Drawn):
+        def propose(self, history, count, seed):
+            if {past.name for past in whole[6][0]} <= {past.name for past in history}:
+                raise UserError("The server is gone; resume when it is back.")
+            return super().propose(history, count, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arms, "make_proposer", lambda config, library, ledger: Failing())
+        with pytest.raises(UserError, match="server is gone"):
+            discover.run(config)
+    discover.run(config, resume=True)
+    assert {generation: len(pasts) for generation, pasts in told.items()} == dict.fromkeys(range(1, 7), 2)
+    assert all(past == whole[generation][0] for generation, pasts in told.items() for past in pasts)
+    assert any(p.rung == 2 for p in whole[6][0])
+
+
+def test_rungs_that_nothing_reaches_are_not_waited_for(settings, drawn, told):
+    """Of three candidates in seven generations most brackets are empty."""
+    outcome = discover.run(settings(*THREE, "search.candidates=3", "search.generations=7", "search.lag=0"))
+    assert outcome.accepted == 3 and set(told) == set(range(1, 8))
 
 
 def test_the_controls_have_the_same_budget_and_their_table(settings, drawn, capsys):

@@ -11,6 +11,7 @@ from discojax.proposers.types import Proposal
 from discojax.search import archive as archives
 from discojax.search import proposals
 from discojax.search.proposals import Notebook, admit_library, history, propose
+from discojax.search.statistics import Comparison, Estimate
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def candidate(number, **fields):
 
 
 def run(notebook, proposer, wanted=4, generation=1, batch=2, **keywords):
-    past = history(notebook, {}, before=generation)
+    past = history(notebook, before=generation)
     found = propose(
         notebook, proposer, past, generation=generation, wanted=wanted, seed=3, batch=batch, **keywords
     )
@@ -83,6 +84,32 @@ def test_what_a_reply_cost_is_kept_also_where_it_held_no_candidate(archive):
         assert getattr(one, field) == getattr(paid, field)
     assert (other.status, other.reason, other.source, other.hash) == ("unanswered", "Safety.", None, None)
     assert heard == [[paid, nothing]]
+
+
+def compared(name, value, verdict="no difference shown"):
+    difference = Estimate(value, 0.1, 5.0, 2, 16)
+    return Comparison(
+        name, difference, difference, (value - 0.2, value + 0.3), (-9.0, 9.0), 0.5, 1.0, verdict, 3, 4
+    )
+
+
+def test_what_is_shown_of_a_loss_is_of_the_highest_rung_that_is_known(archive):
+    notebook = Notebook(archive)
+    names = run(notebook, Scripted([candidate(i) for i in range(4)]), batch=4)
+    low = {name: compared(name, 0.1 * i) for i, name in enumerate(names[:3])}
+    low["dpo"] = compared("dpo", 0.0, "baseline")
+    high = {names[1]: compared(names[1], -0.7), names[2]: compared(names[2], 0.0, "failed")}
+    rungs = (proposals.Rung(1, 20, low), proposals.Rung(2, 40, high), proposals.Rung(4, 80, {}))
+    shown = {past.name: past for past in history(notebook, rungs)}
+    measured = [
+        (past.status, past.score, past.rung, past.seeds, past.steps, past.common_score)
+        for past in (shown[name] for name in ("dpo", *names[:2]))
+    ]
+    assert measured == [("ok", 0.0, 0, 1, 20, 0.0), ("ok", 0.0, 0, 1, 20, 0.0), ("ok", -0.7, 1, 2, 40, 0.1)]
+    assert shown[names[1]].interval == high[names[1]].interval and shown["dpo"].interval is None
+    assert (shown[names[2]].status, shown[names[2]].score) == ("failed", None)
+    assert shown[names[2]].reason == "3 of 4 lanes diverged at rung 1"
+    assert shown[names[3]].status == shown["ipo"].status == "pending"
 
 
 @pytest.mark.parametrize("lived", [1, 2])
