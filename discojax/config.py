@@ -116,18 +116,19 @@ class Proposer:
 
     `models` are the server's own names (several share the requests by what they gain), `base_url` is for
     another server than the usual one, and `key_variable` names the environment variable with its key.
-    Without `history` a proposer does not learn what became of its proposals: best-of-N. A request is for
-    up to `candidates`, of a prompt of at most `prompt_tokens` and a reply of `output_tokens`; it is sent
-    up to `attempts` times, `timeout` seconds each, and a run ends after `failures` failed ones in a row.
-    Up to `concurrency` requests are under way at once, none of them told what the others will bring.
-    `thinking` is a number of tokens, or a level as the server knows it; `price` is dollars for a million
-    tokens, in and out, if `prices.yaml` lacks them. `path` is the folder of `file`, or the run, archive
-    or transcript that `replay` repeats.
+    `api_version` is Gemini's. Without `history` a proposer does not learn what became of its proposals:
+    best-of-N. A request is for up to `candidates`, of a prompt of at most `prompt_tokens` and a reply of
+    `output_tokens`; it is sent up to `attempts` times, `timeout` seconds each, and a run ends after
+    `failures` failed ones in a row. Up to `concurrency` requests are under way at once, none of them told
+    what the others will bring. `thinking` is a number of tokens, or a level as the server knows it; `price`
+    is dollars for a million tokens, in and out, if `prices.yaml` lacks them. `path` is the folder of `file`,
+    or the run, archive or transcript that `replay` repeats.
     """
 
     models: tuple[str, ...] = ()
     base_url: str = ""
     key_variable: str = ""
+    api_version: Literal["v1beta", "v1"] = "v1beta"
     history: bool = True
     candidates: Annotated[int, Range(least=1, most=16)] = 4
     concurrency: Annotated[int, Range(least=1, most=64)] = 1

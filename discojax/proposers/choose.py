@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from discojax.config import Config
+from discojax.config import Proposer as Settings
 from discojax.errors import UserError
 from discojax.proposers.budget import price_of
 from discojax.proposers.evolution import Evolution
@@ -53,6 +54,9 @@ def _language_model(config: Config, ledger: Ledger) -> Proposer:
     settings, server = config.proposer, config.search.proposer
     assert server in ("gemini", "gemini-legacy", "openai")
     models = settings.models
+    options = {"api_version": settings.api_version} if server == "gemini" else {}
+    if not options and settings.api_version != Settings().api_version:
+        raise UserError(f"proposer.api_version is of search.proposer=gemini, not of {server}: leave it out.")
     if not models:
         if server == "openai":
             raise UserError(
@@ -74,6 +78,7 @@ def _language_model(config: Config, ledger: Ledger) -> Proposer:
             key_variable=settings.key_variable or None,
             thinking=settings.thinking,
             patience=Patience(attempts=settings.attempts, give_up_after=settings.failures),
+            **options,
         )
         for model in dict.fromkeys(models)
     )

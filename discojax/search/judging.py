@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from rich.markup import escape
@@ -50,12 +51,14 @@ def make_judge(config: Config, name: str | None = None) -> Judge | None:
     settings = config.proposer
     # Where the proposer's server is and what holds its key is not what another kind of server takes.
     shared = config.search.proposer == server or config.search.proposer not in SERVERS
+    options: dict[str, Any] = {"api_version": settings.api_version} if server == "gemini" else {}
     client = connect(
         server,  # type: ignore[arg-type]
         model,
         base_url=(settings.base_url or None) if shared else None,
         key_variable=(settings.key_variable or None) if shared else None,
         thinking=settings.thinking,
+        **options,
     )
     client.probe()
 

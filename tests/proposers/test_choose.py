@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from clients import installed
+from server import Server
 
 from discojax.config import load
 from discojax.errors import UserError
 from discojax.proposers import Evolution, Proposer, Scored, make_proposer
+from discojax.search.archive import open_archive
+from discojax.search.ledger import RunLedger
 
 SOURCE = "def loss(policy_chosen_logps, policy_rejected_logps):\n    return policy_rejected_logps\n"
 
@@ -24,6 +28,25 @@ def test_evolution_is_the_default_and_without_history_it_is_random_mutation():
 def test_a_misspelt_proposer_names_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'gemini'"):
         choose("search.proposer=gemnii")
+
+
+@pytest.mark.skipif(not installed("google.genai"), reason="google.genai is not installed")
+@pytest.mark.parametrize("version", ["v1", "v1beta"])
+def test_the_version_of_geminis_api_is_a_setting(version, tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "any")
+    settings = () if version == "v1beta" else (f"proposer.api_version={version}",)
+    with Server() as server, open_archive(tmp_path / "archive.sqlite", "x") as archive:
+        config = load("gemini", [f"proposer.base_url={server.url}", *settings])
+        made = make_proposer(config, ("dpo",), ledger=RunLedger(archive))
+        assert len(made.propose([], 1, seed=0)) == 1
+    assert server.state.generations
+    assert {e.path.split("/")[1] for e in server.state.exchanges} == {version}
+
+
+def test_a_version_of_geminis_api_is_not_another_servers(tmp_path):
+    given = ("search.proposer=openai", "proposer.models=[m]", "proposer.api_version=v1")
+    with open_archive(tmp_path / "a.sqlite", "x") as archive, pytest.raises(UserError, match="leave it out"):
+        make_proposer(load("quickstart", given), ("dpo",), ledger=RunLedger(archive))
 
 
 @pytest.mark.parametrize("name", ["gemini", "ollama"])

@@ -56,10 +56,16 @@ def test_every_fault_of_the_server_has_a_test() -> None:
     assert met | {"drip"} == set(FAULTS)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+V1 = pytest.param(
+    "gemini/v1", marks=pytest.mark.skipif(not installed("google.genai"), reason="google.genai is missing")
+)
+
+
+@pytest.fixture(scope="module", params=[*KINDS, V1])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Server, SdkClient]]:
-    with Server(thoughts=request.param == "gemini") as server:
-        yield server, make(request.param, server.url)
+    kind, _, version = request.param.partition("/")
+    with Server(thoughts=kind == "gemini") as server:
+        yield server, make(kind, server.url, **({"api_version": version} if version else {}))
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +99,8 @@ def test_an_answer_says_why_it_ends_and_what_to_do(pair: tuple[Server, SdkClient
     finish, remedy = TEXTS[fault]
     server.state.then = fault
     reply = client.generate(REQUEST)
+    if client.name == "gemini":
+        assert server.state.generations[-1].path.startswith(f"/{client.api_version}/models/")
     if client.name == "openai" and finish == "recitation":
         finish = "safety"  # OpenAI's API has one word for both
     assert reply.finishes == (finish,)
