@@ -30,7 +30,7 @@ def test_parsing_gives_a_program_or_a_reason(source: object) -> None:
     with strategies.watched() as events:
         result = strategies.parsed(source)
     assert events == []
-    assert time.process_time() - begin < 5.0
+    assert time.process_time() - begin < 50.0  # it takes milliseconds, unless it is quadratic or worse
     if isinstance(result, CandidateError):
         assert result.stage in ("text", "syntax", "program")
         assert len(str(result)) < 300
