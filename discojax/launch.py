@@ -336,13 +336,15 @@ def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     preempted = 0
     try:
-        with heeded():
-            if words[:1] in (["-h"], ["--help"]):
-                print(overview(_COMMANDS))
-            elif words[:1] == ["--version"]:
-                print(f"discojax {__version__}")
-            else:
-                command, options = read(words, _COMMANDS)
+        if words[:1] in (["-h"], ["--help"]):
+            print(overview(_COMMANDS))
+        elif words[:1] == ["--version"]:
+            print(f"discojax {__version__}")
+        else:
+            command, options = read(words, _COMMANDS)
+            # What trains nothing keeps nothing, and may be in a compiler for minutes, which hears no handler
+            # of Python's: SIGTERM ends it, as it ends any program.
+            with heeded() if command.devices else contextlib.nullcontext():
                 if command.devices:
                     preempted = _preemption_code(options)
                     if _follows(options):
@@ -352,8 +354,8 @@ def _main(argv: Sequence[str] | None) -> int:
                 code = command.handler(load(config_file(options), options.overrides), options)
                 sys.stdout.flush()
                 return code
-            sys.stdout.flush()
-            return 0
+        sys.stdout.flush()
+        return 0
     except UserError as error:
         print(error, file=sys.stderr)
         return error.code
