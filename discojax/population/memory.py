@@ -161,7 +161,7 @@ def check_memory(programs: Programs, data: Pairs, limit: int | None = None) -> N
     needed = needed_memory(programs, data)
     if needed is not None and needed <= limit:
         return
-    fitting = fitting_lanes(programs, data, limit, needed)
+    fitting = _seen_to_fit(programs, data, limit, fitting_lanes(programs, data, limit, needed))
     much = "more memory than there is" if needed is None else written(needed)
     advice = (
         f"{fitting} would fit: set population.lanes={fitting}."
@@ -251,10 +251,26 @@ def _held(tree: Any) -> int:
     return sum(of(x) for x in jax.tree.leaves(tree))
 
 
+def _seen_to_fit(programs: Programs, data: Pairs, limit: int, guess: int) -> int:
+    """As many lanes as are guessed to fit (`fitting_lanes`), or fewer, compiled and seen to.
+
+    Under `vmap` memory is no line: with more lanes each has shorter blocks of logits, so that six may take
+    less than five.
+    """
+    shards = programs.mesh.shape["lane"]
+    guess = min(guess // shards, programs.lanes // shards - 1)
+    while guess > 2:  # one and two were compiled for the guess
+        took = needed_memory(programs.of_lanes(guess * shards), data)
+        if took is not None and took <= limit:
+            break
+        guess = max(guess // 2 if took is None else int(guess * limit / took), 2)
+    return guess * shards
+
+
 def fitting_lanes(programs: Programs, data: Pairs, limit: int, needed: int | None) -> int:
     """The most lanes that should fit, 0 for none: where memory grows with lanes as it did up to here.
 
-    One lane a device is compiled without loops, so a line is laid through two and more.
+    One lane a device is compiled without loops, so a line is laid through two and more. It is a guess.
 
     Args:
       programs: for any number of lanes.

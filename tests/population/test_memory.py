@@ -1,6 +1,7 @@
 """Lanes that do not fit are counted before anything is allocated."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -31,6 +32,21 @@ def test_as_many_lanes_as_are_said_to_fit_do(needed, programs_of, setting):
     fitting = int(re.search(r"(\d+) would fit: set population.lanes=\1", str(refused.value))[1])
     assert fitting == 3 and needed[3] <= limit < needed[4]
     check_memory(programs_of(), setting.pairs, needed[4])
+
+
+def test_lanes_that_are_said_to_fit_were_compiled_where_memory_is_no_line(monkeypatch, one_device):
+    """GiB of a vmapped step, measured (vocabulary 50,257, 1,024 tokens a lane): six have half as long blocks."""
+    needed = {1: 0.3, 2: 0.54, 3: 0.816, 4: 1.088, 5: 1.362, 6: 1.122, 7: 1.309, 8: 1.496}
+
+    def of_lanes(lanes):
+        return SimpleNamespace(lanes=lanes, mesh=one_device, of_lanes=of_lanes)
+
+    monkeypatch.setattr(memories, "needed_memory", lambda programs, data: int(needed[programs.lanes] * 2**30))
+    for gib, best in ((0.6, 2), (1.0, 3), (1.1, 4), (1.2, 6), (1.4, 7)):
+        with pytest.raises(UserError, match="would fit") as refused:
+            check_memory(of_lanes(8), None, int(gib * 2**30))
+        fitting = int(re.search(r"(\d+) would fit", str(refused.value))[1])
+        assert needed[fitting] <= gib and best - 1 <= fitting, gib
 
 
 def test_where_not_one_fits_it_says_what_else_to_change(programs_of, setting):
