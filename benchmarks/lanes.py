@@ -1,6 +1,7 @@
 """How busy the lanes are while candidates come late and unevenly.
 
     python benchmarks/lanes.py                      # simulated: 64 lanes, a slow and bursty language model
+    python benchmarks/lanes.py --recorded           # the same, of one that was recorded
     python benchmarks/lanes.py --run runs/NAME      # a real run, from its metrics.jsonl
     python benchmarks/lanes.py --serve 0.3          # makes a real run first, minutes: runs/lanes
 
@@ -128,6 +129,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, help="the folder of a real run")
+    parser.add_argument("--recorded", action="store_true", help="replies come as a real server's did")
     parser.add_argument("overrides", nargs="*", help="key=value, of the simulated run's config")
     parser.add_argument("--serve", type=float, metavar="FACTOR", help="make a real run first, in runs/lanes")
     options = parser.parse_args()
@@ -143,6 +145,7 @@ def main() -> None:
         return
     table = Table("", "lag", "a step, s", "load", "minutes", "useful, before the drain", "useful, to the end")
     tuned = "search.controls=[tuned_baselines]"
+    latencies = ARRIVALS["recorded"] if options.recorded else LATENCIES
     for what, lag, seconds, given in (
         ("no prefetching", 0, 1.0, ()),
         ("quick replies, or a slow device", 1, 1.0, ()),
@@ -151,7 +154,7 @@ def main() -> None:
         ("with a control to fill in", 1, 0.5, (tuned,)),
         ("more device than replies", 2, 0.25, ()),
     ):
-        row = simulate([f"search.lag={lag}", *given, *options.overrides], seconds)
+        row = simulate([f"search.lag={lag}", *given, *options.overrides], seconds, latencies)
         table.add_row(
             what, f"{lag}", f"{seconds:g}", f"{row['load']:.2f}", f"{row['minutes']:.0f}",
             f"{row['before the drain']:.1%}", f"{row['to the end']:.1%}",

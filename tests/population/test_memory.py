@@ -35,7 +35,7 @@ def test_as_many_lanes_as_are_said_to_fit_do(needed, programs_of, setting):
 
 
 def test_lanes_that_are_said_to_fit_were_compiled_where_memory_is_no_line(monkeypatch, one_device):
-    """GiB of a vmapped step, measured (vocabulary 50,257, 1,024 tokens a lane): six have half as long blocks."""
+    """GiB of a vmapped step, measured (vocabulary 50,257, 1,024 tokens a lane): six have shorter blocks."""
     needed = {1: 0.3, 2: 0.54, 3: 0.816, 4: 1.088, 5: 1.362, 6: 1.122, 7: 1.309, 8: 1.496}
 
     def of_lanes(lanes):
