@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
+import json
 import signal
 import sqlite3
 import subprocess
@@ -53,89 +54,92 @@ class Life:
     def end(self) -> None:
         assert self.process.wait(timeout=240) == 0, (self.folder / "log.txt").read_text()[-2000:]
 
-    def kill_after(self, rows: int, seconds: float) -> bool:
-        """Kills it once it has added so many rows and so many seconds; false if it ended before."""
-        before = count(self.folder)
-        while count(self.folder) < before + rows and self.process.poll() is None:
+    def kill_when(self, question: str, least: int) -> None:
+        """Kills it, unfinished, once the archive answers a question with so large a number."""
+        while ask(self.folder, question) < least:
+            assert self.process.poll() is None, (self.folder / "log.txt").read_text()[-2000:]
             time.sleep(0.002)
-        time.sleep(seconds)
         self.process.send_signal(signal.SIGKILL)
-        code = self.process.wait()
-        assert code in (0, -signal.SIGKILL), (self.folder / "log.txt").read_text()[-2000:]
-        return code != 0
+        assert self.process.wait() == -signal.SIGKILL, (self.folder / "log.txt").read_text()[-2000:]
+        assert not ask(self.folder, "SELECT count(*) FROM meta WHERE key = 'finished' AND value = 'true'")
 
 
-def count(folder: Path) -> int:
+def ask(folder: Path, question: str) -> int:
+    """A number that the run's archive answers with; 0 as long as it is not there."""
     try:
-        with sqlite3.connect(f"file:{folder}/toy/archive.sqlite?mode=ro", uri=True, timeout=10) as archive:
-            tables = ("attempts", "evaluations")
-            return sum(archive.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
-    except sqlite3.OperationalError:  # not there yet
+        path = f"file:{folder}/toy/archive.sqlite?mode=ro"
+        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=10)) as archive:
+            return archive.execute(question).fetchone()[0]
+    except sqlite3.OperationalError:
         return 0
 
 
-def survives(folder: Path, candidates: int, kills: int, seed: int) -> dict[str, int]:
-    """Runs once to the end and once with kills, compares, and returns figures."""
-    source = transcript(folder / "transcript.jsonl", candidates)
+ATTEMPTS = "SELECT count(*) FROM attempts"
+ELITES = "SELECT count(*) FROM evaluations WHERE rung = 2"
+UNDER_WAY = "SELECT count(*) FROM unanswered WHERE reason IS NULL"
+
+
+def survives(folder: Path, settings: tuple[str, ...], candidates: int, kills: int) -> dict[str, int]:
+    """Runs once to the end and once with kills, compares, and returns figures of the second.
+
+    The kills are spread evenly over the attempts that the archive comes to have; the last is among the
+    elites.
+    """
     overrides = (
-        "search.proposer=replay", f"proposer.path={source}", f"search.candidates={candidates}",
+        *settings,
+        f"search.candidates={candidates}",
         f"search.generations={max(candidates // 20, 2)}",
-    )  # fmt: skip
+    )
     whole, broken = folder / "whole", folder / "broken"
     whole.mkdir()
     broken.mkdir()
     Life(whole, overrides).end()
     expected = toy.rows(whole / "toy/archive.sqlite")
-    total = sum(map(len, expected))
-    rng = random.Random(seed)
-    killed = 0
-    while killed < kills:
-        rows = rng.randrange(0, max(2 * total // (kills + 2), 1))
-        killed += Life(broken, overrides).kill_after(rows, rng.uniform(0, 0.05))
+    under_way = 0
+    for kill in range(1, kills):
+        least = max(len(expected[0]) * kill // kills, ask(broken, ATTEMPTS) + 1)
+        Life(broken, overrides).kill_when(ATTEMPTS, least)
+        under_way += ask(broken, UNDER_WAY)
+    Life(broken, overrides).kill_when(ELITES, 1)
     Life(broken, overrides).end()
     attempts, evaluations = toy.rows(broken / "toy/archive.sqlite")
     assert attempts == expected[0]
     assert evaluations == expected[1]
     assert len(attempts) == len(set(attempts)) and len(evaluations) == len(set(map(repr, evaluations)))
-    with sqlite3.connect(broken / "toy/archive.sqlite") as archive:
+    with contextlib.closing(sqlite3.connect(broken / "toy/archive.sqlite")) as archive:
         assert archive.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-        resumed = archive.execute("SELECT count(*) FROM events WHERE kind = 'resumed'").fetchone()[0]
-    return {"attempts": len(attempts), "evaluations": len(evaluations), "kills": killed, "resumed": resumed}
+    assert ask(broken, "SELECT count(*) FROM events WHERE kind = 'resumed'") == kills
+    return {"attempts": len(attempts), "evaluations": len(evaluations), "under way": under_way}
 
 
 @pytest.mark.slow
 def test_a_run_survives_three_kills(tmp_path):
-    figures = survives(tmp_path, candidates=12, kills=3, seed=1)
-    assert figures["kills"] == 3 and figures["attempts"] == 12 + 4
+    source = transcript(tmp_path / "transcript.jsonl", 12)
+    figures = survives(tmp_path, ("search.proposer=replay", f"proposer.path={source}"), 12, 3)
+    assert figures["attempts"] == 12 + 4
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_run_of_two_hundred_proposals_survives_twenty_kills(tmp_path):
-    figures = survives(tmp_path, candidates=200, kills=20, seed=2)
-    print(figures)
-    assert figures["kills"] == 20 and figures["attempts"] == 200 + 4 and figures["resumed"] >= 15
-
-
-@pytest.mark.slow
-def test_a_run_that_pays_for_its_requests_pays_for_none_twice(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("candidates", "kills"), [(12, 3), (200, 20)])
+def test_a_run_that_pays_for_its_requests_survives_kills_and_pays_for_none_twice(
+    candidates, kills, tmp_path, monkeypatch
+):
     """But those under way when it was killed, which no one could know to be answered."""
     monkeypatch.setenv("OPENAI_API_KEY", "any")
-    kills, concurrency = 3, 2
     with Server() as server:
         server.state.then = "ok:0.05"
-        overrides = (
+        settings = (
             "search.proposer=openai", f"proposer.base_url={server.url}/v1", "proposer.models=[qwen3:8b]",
-            f"proposer.concurrency={concurrency}", "proposer.candidates=1", "search.candidates=12",
-            "search.generations=3",
+            "proposer.concurrency=2", "proposer.candidates=1",
         )  # fmt: skip
-        killed = sum(Life(tmp_path, overrides).kill_after(rows, 0.02) for rows in (1, 9, 14))
-        Life(tmp_path, overrides).end()
-        asked = len(server.state.generations)
-    with sqlite3.connect(tmp_path / "toy/archive.sqlite") as archive:
-        hashes = [row[0] for row in archive.execute("SELECT hash FROM requests")]
-        made = archive.execute("SELECT count(*) FROM attempts WHERE status = 'accepted' "
-                               "AND operator != 'library'").fetchone()[0]  # fmt: skip
-    assert killed == kills and made == 12
-    assert len(hashes) == len(set(hashes)) >= 12
-    assert len(hashes) <= asked <= len(hashes) + kills * concurrency
+        figures = survives(tmp_path, settings, candidates, kills)
+        asked = [json.dumps(exchange.body, sort_keys=True) for exchange in server.state.generations]
+    paid = ask(tmp_path / "whole", "SELECT count(DISTINCT hash) FROM requests")
+    assert paid == ask(tmp_path / "broken", "SELECT count(*) FROM requests") >= candidates
+    accepted = f"{ATTEMPTS} WHERE status = 'accepted' AND operator != 'library'"
+    assert ask(tmp_path / "broken", accepted) == candidates
+    assert len(set(asked)) == paid  # both runs asked the same
+    again = len(asked) - 2 * paid  # the whole run's, and the broken one's
+    print(figures, {"paid": paid, "again": again})
+    assert 0 <= again <= figures["under way"] <= 2 * kills
