@@ -19,7 +19,9 @@ from pathlib import Path
 from discojax.errors import UserError, nearest
 from discojax.population.backend import configure_backend
 
-PARTS = ("steps", "swap", "sampling", "head", "utilisation", "growth", "compile", "checkpoint", "report")
+PARTS = (
+    "steps", "swap", "sampling", "head", "utilisation", "growth", "compile", "checkpoint", "replay", "report",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -40,7 +42,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks import checkpoint, depth, head, report, sampling, steps, swap, utilisation
+    from benchmarks import checkpoint, depth, head, replay, report, sampling, steps, swap, utilisation
     from benchmarks.measuring import Row
     from benchmarks.peers import open_peer
 
@@ -57,6 +59,7 @@ def main() -> int:
             "growth": lambda: utilisation.growth(quick=quick),
             "compile": lambda: depth.rows(quick=quick),
             "checkpoint": lambda: checkpoint.rows(quick=quick),
+            "replay": lambda: replay.rows(quick=quick),
             "report": lambda: report.rows(quick=quick),
         }
         for name in PARTS:

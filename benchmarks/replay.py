@@ -1,73 +1,77 @@
 """A thousand proposals replayed through gate and archive.
 
-    python benchmarks/replay.py [--count 1000]
-
 Each proposal is another text (evolution wrote them beforehand), asked for four at a time as of a language
 model. The clock runs from the first request to the last row of the archive, the start of the checking
-process included; nothing is trained. Seconds for each tenth show whether the cost of one grows with
-how many there were.
+process included; nothing is trained. How much longer the last tenth takes than the second, by when that
+process is warm, shows whether the cost of one grows with how many there were. Processor time, of both
+processes, is given beside the clock's.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import resource
 import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.measuring import Row
 
-BATCH = 4
+__all__ = ["rows"]
+
+PROPOSALS = 1000
+LIMIT = 60.0  # seconds that the project allows itself
+_BATCH = 4
+_GENERATIONS = 10
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--count", type=int, default=1000)
-    count = parser.parse_args().count
+def rows(*, quick: bool = False) -> list[Row]:
+    """The table's lines on a search without its training."""
     from discojax.candidates.checker import shared
     from discojax.proposers.evolution import Evolution
+
+    count = 40 if quick else PROPOSALS
+    texts = tuple(Evolution().propose([], count, seed=0))
+    shared().close()  # so that its start is in the time
+    before, cpu = resource.getrusage(resource.RUSAGE_CHILDREN), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        marks, accepted = _replayed(texts, Path(folder) / "archive.sqlite")
+    cpu = time.process_time() - cpu
+    shared().close()  # so that its time is known
+    gate = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu += gate.ru_utime + gate.ru_stime - before.ru_utime - before.ru_stime
+    what = f"{len(texts):,} proposals through gate and archive"
+    _, second, *_, last = (after - at for at, after in zip([0.0, *marks], marks, strict=False))
+    return [
+        Row(what, f"{marks[-1]:.1f}", f"{LIMIT:g}", LIMIT / marks[-1],
+            f"s against the limit; {cpu:.1f} s of a processor, {accepted:,} accepted"),
+        Row(f"{what}: the last tenth against the second", f"{last:.2f}", f"{second:.2f}", second / last, "s"),
+    ]  # fmt: skip
+
+
+def _replayed(texts: tuple, path: Path) -> tuple[list[float], int]:
+    """Seconds until each tenth was in the archive, and how many the gate accepted."""
     from discojax.proposers.replay import Replay
     from discojax.search import archive as archives
     from discojax.search import proposals
     from discojax.search.ledger import RunLedger
 
-    texts = tuple(Evolution().propose([], count, seed=0))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with archives.open_archive(folder / "archive.sqlite", "replay") as archive:
-            begun, cpu = time.perf_counter(), time.process_time()
-            proposals.admit_library(archive, ("dpo", "ipo", "slic"))
-            notebook, ledger, marks = proposals.Notebook(archive), RunLedger(archive), []
-            for generation in range(1, 11):
-                past = proposals.history(notebook, before=generation)
-                found = proposals.propose(
-                    notebook, Replay(texts[: count * generation // 10]), past, generation=generation,
-                    wanted=count, seed=0, batch=BATCH, heard=ledger.hand_over,
-                )  # fmt: skip
-                accepted = sum(1 for _ in found)
-                marks.append((time.perf_counter() - begun, accepted, len(notebook.attempts)))
-            cpu = time.process_time() - cpu
-            shared().close()  # so that its time is known
-            gate = resource.getrusage(resource.RUSAGE_CHILDREN)
-    table = Table("proposals", "accepted", "seconds")
-    before = 0.0
-    for at, accepted, attempts in marks:
-        table.add_row(f"{attempts - 3}", f"{accepted}", f"{at - before:.1f}")
-        before = at
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{len(texts)} proposals in {marks[-1][0]:.1f} s, of CPU {cpu:.1f} s here and "
-        f"{gate.ru_utime + gate.ru_stime:.1f} s in the checking process, its start included; "
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    marks, accepted = [], 0
+    with archives.open_archive(path, "replay") as archive:
+        begun = time.perf_counter()
+        proposals.admit_library(archive, ("dpo", "ipo", "slic"))
+        notebook, ledger = proposals.Notebook(archive), RunLedger(archive)
+        for generation in range(1, _GENERATIONS + 1):
+            found = proposals.propose(
+                notebook,
+                Replay(texts[: len(texts) * generation // _GENERATIONS]),
+                proposals.history(notebook, before=generation),
+                generation=generation,
+                wanted=len(texts),
+                seed=0,
+                batch=_BATCH,
+                heard=ledger.hand_over,
+            )
+            accepted += sum(1 for _ in found)
+            marks.append(time.perf_counter() - begun)
+        assert len(notebook.attempts) == len(texts) + 3
+    return marks, accepted

@@ -20,7 +20,7 @@ from discojax.policies.logprobs import pair_logps
 @pytest.mark.timeout(900)
 def test_one_command_makes_one_table(repository, tmp_path):
     table = tmp_path / "table.md"
-    words = ["--quick", "--only", "swap,head,report", "--save", str(table)]
+    words = ["--quick", "--only", "swap,head,replay,report", "--save", str(table)]
     command = [sys.executable, "-m", "benchmarks", *words]
     done = subprocess.run(
         command, cwd=repository, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -32,7 +32,7 @@ def test_one_command_makes_one_table(repository, tmp_path):
     assert all(len(row) == 5 for row in rows)
     named = {row[0]: row for row in rows}
     expected = "a new objective in a lane against compiling", "from being accepted", "against dense"
-    for what in (*expected, "report of 20 candidates"):
+    for what in (*expected, "40 proposals through gate and archive", "report of 20 candidates"):
         assert any(what in name for name in named), what
     for row in rows:
         assert all(float(cell.replace(",", "")) > 0 for cell in row[1:4] if cell[:1].isdigit()), row
