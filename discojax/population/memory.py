@@ -31,6 +31,7 @@ __all__ = [
     "compile_step",
     "compile_usage",
     "fitting_lanes",
+    "measuring_memory",
     "needed_memory",
     "written",
 ]
@@ -180,6 +181,19 @@ Measuring = Callable[["Programs", int], Sequence[tuple[Any, tuple[Any, ...]]]]
 shapes of these, of which the first is what trains of all lanes and the second what is frozen."""
 
 
+def measuring_memory(programs: Programs, data: Pairs, measuring: Measuring, prompts: int) -> int | None:
+    """Bytes that measuring takes on each device, with the lanes' moments and the pairs beside it.
+
+    None where the compiler refuses it. Compiles what is not compiled.
+    """
+    state, _, _, pairs = abstract_arguments(programs, data)
+    besides = _held((state, pairs)) - _held(state.params)
+    found = [compile_usage(function, *given) for function, given in measuring(programs, prompts)]
+    if any(each is None for each in found):
+        return None
+    return besides + max(each[1].total for each in found if each is not None)
+
+
 def check_measuring(
     programs: Programs, data: Pairs, measuring: Measuring, prompts: int, limit: int | None = None
 ) -> None:
@@ -202,19 +216,11 @@ def check_measuring(
     if limit is None:
         return
 
-    def needed(programs: Programs, prompts: int) -> int | None:
-        state, _, _, pairs = abstract_arguments(programs, data)
-        besides = _held((state, pairs)) - _held(state.params)
-        found = [compile_usage(function, *given) for function, given in measuring(programs, prompts)]
-        if any(each is None for each in found):
-            return None
-        return besides + max(each[1].total for each in found if each is not None)
-
     def fits(programs: Programs, prompts: int) -> bool:
-        much = needed(programs, prompts)
+        much = measuring_memory(programs, data, measuring, prompts)
         return much is not None and much <= limit
 
-    much = needed(programs, prompts)
+    much = measuring_memory(programs, data, measuring, prompts)
     if much is not None and much <= limit:
         return
     fewer = next((n for n in _halves(prompts) if fits(programs, n)), 0)

@@ -7,84 +7,68 @@ of one lane without loops stands beside them. Time is an estimate, and says of w
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from discojax.data.pairs import Pairs
-from discojax.population.collectives import collectives
 from discojax.population.engine import Programs
 from discojax.population.memory import (
+    Measuring,
     Usage,
-    abstract_arguments,
     compile_step,
     fitting_lanes,
+    measuring_memory,
     needed_memory,
     written,
 )
-from discojax.population.mesh import AXES, make_mesh
+from discojax.population.mesh import make_mesh
+from discojax.population.plan_costs import Time, Traffic, compiler_flops, moved, traffic_of
 from discojax.population.topology import Topology, compile_devices
 from discojax.population.work import Work
 
-__all__ = ["Most", "Plan", "Sizes", "Suggestion", "Time", "Traffic", "plan", "suggest_mesh"]
+__all__ = ["Measured", "Most", "Plan", "Sizes", "Suggestion", "plan", "suggest_mesh"]
 
 Sizes = tuple[int, int, int]
 _FOR_STATE = 0.5  # of a chip's memory that weights and moments may take; activations have the rest
 _TRIES, _AIM = 4, 0.97  # a compiler that has hardly enough memory searches long for what to compute twice
 
 
-class Traffic(NamedTuple):
-    """What chips say to one another along some axes of the mesh, in one kind of operation.
+class Measured(NamedTuple):
+    """What measuring all lanes takes.
 
     Attributes:
-      axes: joined by `+`.
-      kind: `all-reduce`, ...
-      times: a step.
-      bytes: of the results on a chip, a step.
+      prompts: that each of them completes.
+      bytes: on a chip, with what is held besides; None where the compiler refuses it.
     """
 
-    axes: str
-    kind: str
-    times: float
-    bytes: float
-
-
-class Time(NamedTuple):
-    """Seconds of one step of all lanes: the longest of three things that may go on at once.
-
-    Attributes:
-      compute: the operations, at the stated utilisation of the chip's peak.
-      memory: what the compiled program reads and writes in HBM, at its bandwidth; a loop's body is
-        counted once, so it is at least that.
-      network: what is said between chips, at the bandwidth of all of a chip's links.
-    """
-
-    compute: float
-    memory: float
-    network: float
-
-    @property
-    def step(self) -> float:
-        """The longest."""
-        return max(self)
-
-    @property
-    def bound(self) -> Literal["compute", "memory", "network"]:
-        """Which it is."""
-        return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))  # type: ignore[return-value]
+    prompts: int
+    bytes: int | None
 
 
 class Most(NamedTuple):
-    """The most lanes that were compiled and fit, what they take, and the fewest that were refused."""
+    """The most lanes that were compiled, to be trained and to be measured, and fit.
+
+    Attributes:
+      lanes: how many.
+      usage: of training them.
+      refused: the fewest that did not fit.
+      measured: bytes a chip of measuring them; None where nothing is measured.
+    """
 
     lanes: int
     usage: Usage | None
     refused: int | None
+    measured: int | None = None
+
+    @property
+    def bound(self) -> Literal["training", "measuring"]:
+        """Which of the two needs more memory."""
+        trained = 0 if self.usage is None else self.usage.total
+        return "measuring" if self.measured is not None and self.measured > trained else "training"
 
 
 class Suggestion(NamedTuple):
@@ -104,6 +88,7 @@ class Plan:
       mesh: devices along each axis.
       work: what is planned, its lanes rounded up to what the mesh divides.
       usage: bytes a chip; None where it is so much that the compiler refuses it.
+      measured: what measuring takes; None where nothing is measured, or too much is trained to ask.
       flops: operations of one step of all lanes.
       compiler_flops: what the compiler counts of a lane's step without loops, over our count of the same.
       compiled_flops: what it counts of a chip's program, a loop's body once; None where it has none.
@@ -118,6 +103,7 @@ class Plan:
     mesh: dict[str, int]
     work: Work
     usage: Usage | None
+    measured: Measured | None
     flops: int
     compiler_flops: float
     compiled_flops: float | None
@@ -129,8 +115,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether a chip has that much memory."""
-        return self.usage is not None and self.usage.total <= self.topology.chip.memory
+        """Whether a chip has that much memory, to train and to measure."""
+        needed = [None if self.usage is None else self.usage.total]
+        needed += [] if self.measured is None else [self.measured.bytes]
+        return all(much is not None and much <= self.topology.chip.memory for much in needed)
+
+    @property
+    def memory_bound(self) -> Literal["training", "measuring"]:
+        """Which of the two needs more memory."""
+        if self.usage is None or self.measured is None:
+            return "training"
+        much = self.measured.bytes
+        return "measuring" if much is None or much > self.usage.total else "training"
 
     @property
     def dollars(self) -> float | None:
@@ -146,6 +142,7 @@ def plan(
     topology: Topology,
     sizes: Sizes,
     *,
+    measuring: tuple[Measuring, int] | None = None,
     mfu: float = 0.4,
     most: bool = True,
     report: Callable[[str], None] = lambda doing: None,
@@ -156,8 +153,9 @@ def plan(
       work: see `Work`.
       topology: the slice.
       sizes: devices along `lane` (0: what the others leave), `data` and `model`.
+      measuring: how lanes are measured, and on how many prompts; None where they are not.
       mfu: utilisation of the peak to assume.
-      most: whether to look for the most lanes that fit, which takes two or three compilations more.
+      most: whether to look for the most lanes that fit, which takes a few compilations more.
       report: told before each compilation, which takes from seconds to minutes.
 
     Raises:
@@ -172,9 +170,17 @@ def plan(
     found = compile_step(programs, work.data)
     compiled, usage = found or (None, None)
     fits = usage is not None and usage.total <= memory
+    measured = None
+    if fits and measuring is not None:
+        report(f"compiling their measuring on {measuring[1]} prompts")
+        measured = Measured(measuring[1], measuring_memory(programs, work.data, *measuring))
+        fits = measured.bytes is not None and measured.bytes <= memory
     flops = work.flops() * work.lanes
-    traffic = () if compiled is None else tuple(_traffic(compiled.as_text(), mesh, work.step.chunk))
-    time = None if compiled is None else _time(compiled, topology, flops, mfu, traffic)
+    traffic = () if compiled is None else tuple(traffic_of(compiled.as_text(), mesh, work.step.chunk))
+    time = None
+    if compiled is not None:
+        moves = moved(work, programs, compiled, report)
+        time = _time(moves, topology, flops, mfu, traffic)
     suggestion = suggest_mesh(work, topology)
     if not fits and tuple(suggestion.mesh.values()) != mesh.devices.shape:
         report(f"compiling for the mesh {suggestion.mesh}")
@@ -186,31 +192,20 @@ def plan(
         dict(mesh.shape),
         work,
         usage,
+        measured,
         flops,
-        _compiler_flops(work) / work.flops(causal=False, sharing=False),
+        compiler_flops(work) / work.flops(causal=False, sharing=False),
         None if compiled is None else float(compiled.cost_analysis()["flops"]),
         mfu,
         time,
         traffic,
-        _most(programs, work.data, memory, usage, report) if most else None,
+        _most(programs, work.data, memory, usage, measured, measuring, report) if most else None,
         suggestion,
     )
 
 
-def _traffic(text: str, mesh: Mesh, chunk: int) -> Iterator[Traffic]:
-    times: Counter[tuple[str, str]] = Counter()
-    size: Counter[tuple[str, str]] = Counter()
-    for each in collectives(text, mesh):
-        key = "+".join(axis for axis in AXES if axis in each.axes), each.kind
-        times[key] += each.times
-        size[key] += each.times * each.bytes
-    for key in sorted(times):
-        yield Traffic(*key, times[key] / chunk, size[key] / chunk)
-
-
-def _time(compiled: Any, topology: Topology, flops: int, mfu: float, traffic: tuple[Traffic, ...]) -> Time:
+def _time(moved: float, topology: Topology, flops: int, mfu: float, traffic: tuple[Traffic, ...]) -> Time:
     chip = topology.chip
-    moved = compiled.cost_analysis()["bytes accessed"]
     return Time(
         flops / topology.chips / (chip.flops * mfu),
         moved / chip.bandwidth,
@@ -218,29 +213,27 @@ def _time(compiled: Any, topology: Topology, flops: int, mfu: float, traffic: tu
     )
 
 
-def _compiler_flops(work: Work) -> float:
-    """The compiler's count of a step of one lane, from one layer's and two layers', without any loop."""
-    period = len(work.policy.pattern)
-
-    def of(layers: int) -> float:
-        policy = replace(work.policy, layers=layers, scan=False, remat="none")
-        tokens = 2 * work.step.batch * work.tokens
-        step = replace(work.step, chunk=1, accumulate=1, block=tokens, implementation="vmap")
-        plain = replace(work, policy=policy, step=step, lanes=1)
-        one = plain.programs(make_mesh(1, among=jax.devices("cpu")[:1]), sharing=False)
-        lowered = one.advance.lower(*abstract_arguments(one, plain.data))  # type: ignore[attr-defined]
-        return float(lowered.cost_analysis()["flops"])
-
-    first, second = of(period), of(2 * period)
-    return first + (second - first) * (work.policy.layers / period - 1)
-
-
 def _most(
-    programs: Programs, data: Pairs, limit: int, usage: Usage | None, report: Callable[[str], None]
+    programs: Programs,
+    data: Pairs,
+    limit: int,
+    usage: Usage | None,
+    measured: Measured | None,
+    measuring: tuple[Measuring, int] | None,
+    report: Callable[[str], None],
 ) -> Most:
-    """The most lanes that fit: where a line through two compiled numbers meets the limit, then compiled."""
+    """The most lanes that fit, compiled: where a line through two compiled numbers meets the limit.
+
+    Training's line says where to begin. What more lanes need to be measured is known when they have been
+    compiled, and then a line from those that fit to those that do not says where to go on.
+    """
     shards, lanes = programs.mesh.shape["lane"], programs.lanes
-    known = Most(lanes, usage, None) if usage and usage.total <= limit else Most(0, None, lanes)
+    took = None if usage is None else _larger(usage.total, measured)
+    known = Most(0, None, lanes)
+    fitting = (0, 0)  # lanes, and bytes that they need
+    if usage is not None and took is not None and took <= limit:
+        known = Most(lanes, usage, None, measured and measured.bytes)
+        fitting = lanes, took
     report("compiling two other numbers of lanes, to see how memory grows with them")
     if lanes // shards < 3:  # one or two lanes a chip are other programs: a line needs more
         programs = programs.of_lanes(4 * shards)
@@ -248,17 +241,39 @@ def _most(
     else:
         needed = None if usage is None else usage.total
     guess = fitting_lanes(programs, data, int(_AIM * limit), needed)
+    if known.refused == lanes and guess >= lanes:  # trained they would fit, but not measured
+        guess = _between((0, 0), lanes, took, limit)
     for _ in range(_TRIES):
         guess = guess // shards * shards
         if guess <= known.lanes:
             break
         report(f"compiling {guess} lanes, the most that should fit")
-        found = compile_step(programs.of_lanes(guess), data)
-        if found is not None and found[1].total <= limit:
-            return Most(guess, found[1], known.refused)
+        programs = programs.of_lanes(guess)
+        found = compile_step(programs, data)
+        usage, measured = None if found is None else found[1], None
+        if usage is not None and usage.total <= limit and measuring is not None:
+            measured = Measured(measuring[1], measuring_memory(programs, data, *measuring))
+        took = None if usage is None else _larger(usage.total, measured)
+        if took is not None and took <= limit:
+            return Most(guess, usage, known.refused, measured and measured.bytes)
         known = known._replace(refused=guess)
-        guess = int(_AIM * guess * limit / found[1].total) if found else int(0.9 * guess)
+        guess = int(0.9 * guess) if usage is None else _between(fitting, guess, took, limit)
     return known
+
+
+def _larger(trained: int, measured: Measured | None) -> int | None:
+    """What lanes need to be trained and to be measured; None where the compiler refuses to measure them."""
+    if measured is None:
+        return trained
+    return None if measured.bytes is None else max(trained, measured.bytes)
+
+
+def _between(fitting: tuple[int, int], refused: int, took: int | None, limit: int) -> int:
+    """The next lanes to try: on the line from those that fit to those that took too much, below the limit."""
+    lanes, needed = fitting
+    if took is None:
+        return (lanes + refused) // 2
+    return lanes + int((refused - lanes) * max(_AIM * limit - needed, 0) / (took - needed))
 
 
 def suggest_mesh(work: Work, topology: Topology) -> Suggestion:

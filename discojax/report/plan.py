@@ -75,6 +75,12 @@ def _memory(plan: Plan) -> Table:
     for name, size in named.items():
         if size >= 2**16:
             table.add_row(name, written(size), f"{100 * size / limit:.1f} %")
+    if plan.measured is not None:
+        name, much = f"while they are measured on {plan.measured.prompts} prompts", plan.measured.bytes
+        if much is None:
+            table.add_row(name, f"> {written(limit)}", "> 100 %")
+        else:
+            table.add_row(name, written(much), f"{100 * much / limit:.1f} %")
     return table
 
 
@@ -91,7 +97,7 @@ def _costs(plan: Plan) -> Iterator[str]:
     yield (
         f"Estimated: {_seconds(plan.time.step)} a step, {lanes / plan.time.step:,.0f} lane-steps a second, "
         f"bound by {plan.time.bound}: {_seconds(compute)} for operations at {100 * plan.mfu:g} % of "
-        f"{chip.flops / 1e12:g} TFLOP/s, at least {_seconds(memory)} for HBM, {_seconds(network)} of links."
+        f"{chip.flops / 1e12:g} TFLOP/s, {_seconds(memory)} for HBM, {_seconds(network)} of links."
     )
     yield (
         f"A million lane-steps: ${plan.dollars:,.2f} at ${chip.dollars:.2f} a chip-hour "
@@ -120,15 +126,18 @@ def _says_nothing(plan: Plan, axis: str) -> bool:
 def _advice(plan: Plan) -> Iterator[str]:
     limit = plan.topology.chip.memory
     if plan.fits:
-        yield "[green]It fits.[/green]"
+        yield f"[green]It fits.[/green]{_bound(plan.measured is not None, plan.memory_bound)}"
     else:
         yield "[red]It does not fit.[/red]"
+        if plan.usage is not None and plan.usage.total <= limit:
+            yield "It could be trained, but not measured: lower population.lanes or evaluation.prompts."
     most = plan.most
     if most is not None and most.lanes and most.usage is not None:
         refused = f"; {most.refused} did not fit" if most.refused else ""
+        measured = f" to train, {written(most.measured)} to measure" if most.measured is not None else ""
         yield (
-            f"Most lanes: {most.lanes}, compiled: {_of(most.usage, limit)}{refused} "
-            f"(population.lanes={most.lanes})."
+            f"Most lanes: {most.lanes}, compiled: {_of(most.usage, limit)}{measured}{refused} "
+            f"(population.lanes={most.lanes}).{_bound(most.measured is not None, most.bound)}"
         )
     elif most is not None:
         yield "Not even one lane a chip fits: lower population.batch or raise population.accumulate."
@@ -139,6 +148,10 @@ def _advice(plan: Plan) -> Iterator[str]:
     usage = plan.suggestion.usage
     proved = "" if usage is None else f" Compiled for it: {_of(usage, limit)}."
     yield f"Suggested: 'population.mesh={_mesh(mesh)}': {plan.suggestion.reason}.{proved}"
+
+
+def _bound(measured: bool, kind: str) -> str:
+    return f" Memory is bound by {kind} them." if measured else ""
 
 
 def _of(usage: Usage, limit: int) -> str:
@@ -181,6 +194,8 @@ def as_json(plan: Plan) -> str:
         "prices_of": PRICES_OF,
         "fits": plan.fits,
         "bytes_a_chip": usage(plan.usage),
+        "measuring": None if plan.measured is None else plan.measured._asdict(),
+        "memory_bound": plan.memory_bound,
         "flops_a_step": plan.flops,
         "compiler_flops_over_ours": plan.compiler_flops,
         "compiler_flops_a_chip": plan.compiled_flops,
@@ -189,7 +204,14 @@ def as_json(plan: Plan) -> str:
         "bound": None if plan.time is None else plan.time.bound,
         "dollars_a_million_lane_steps": plan.dollars,
         "collectives": [each._asdict() for each in plan.traffic],
-        "most": None if most is None else {"lanes": most.lanes, "bytes_a_chip": usage(most.usage)},
+        "most": None
+        if most is None
+        else {
+            "lanes": most.lanes,
+            "bytes_a_chip": usage(most.usage),
+            "measuring": most.measured,
+            "memory_bound": most.bound,
+        },
         "suggestion": {**suggestion._asdict(), "usage": usage(suggestion.usage)},
     }
     return dumps(said, indent=2)

@@ -7,7 +7,7 @@ are told (`search.following`). They know no proposer, no reward and no archive.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from discojax.population import hosts
 from discojax.population.checkpoint import Checkpoints
 from discojax.population.engine import Programs, make_engine, make_programs
 from discojax.population.lanes import idle_settings
-from discojax.population.memory import abstract_arguments, check_measuring, check_memory
+from discojax.population.memory import Measuring, abstract_arguments, check_measuring, check_memory
 from discojax.population.mesh import make_mesh
 from discojax.population.operations import Station, by_lane
 from discojax.population.placement import put
@@ -37,6 +37,7 @@ __all__ = [
     "Look",
     "Open",
     "make_instruments",
+    "measuring_by",
     "open_station",
     "opened",
     "reached",
@@ -184,30 +185,50 @@ def opened(instruments: Instruments | None, message: Open) -> tuple[Instruments,
     return instruments, replace(station, identity=message.identity)
 
 
+def measuring_by(
+    sampler: Sampler,
+    buckets_of: Callable[[int], tuple[Bucket, ...]],
+    pairs: Pairs,
+    *,
+    margins: Margins | None = None,
+    held_out: Pairs | None = None,
+) -> Measuring:
+    """What `observe` calls, with the shapes of what it is called with.
+
+    Args:
+      sampler, margins: see `make_sampler` and `make_margins`.
+      buckets_of: so many prompts, or their shapes.
+      pairs, held_out: those trained on, and those whose margins are measured, or their shapes.
+    """
+
+    def measuring(programs: Programs, prompts: int) -> list[tuple[Any, tuple[Any, ...]]]:
+        state, _, frozen, _ = abstract_arguments(programs, pairs)
+        everywhere = NamedSharding(programs.mesh, jax.P())
+        buckets, others = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            (buckets_of(prompts), held_out),
+        )
+        chosen, seeds = by_lane(
+            programs, (np.zeros(programs.lanes, bool), idle_settings(programs.lanes).seed)
+        )
+        lanes = (state.params, frozen, chosen)
+        found: list[tuple[Any, tuple[Any, ...]]] = [(sampler, (*lanes, seeds, buckets, programs.params))]
+        if margins is not None and others is not None:
+            found.append((margins, (*lanes, others)))
+        return found
+
+    return measuring
+
+
 def _station(instruments: Instruments, goods: _Goods, split: str, prompts: int) -> Station:
     everywhere = NamedSharding(instruments.programs.mesh, jax.P())
 
     def buckets_of(prompts: int) -> tuple[Bucket, ...]:
         return length_buckets(*(array[:prompts] for array in goods.prompts[split]))
 
-    def measuring(programs: Programs, prompts: int) -> list[tuple[Any, tuple[Any, ...]]]:
-        """What `observe` calls, with the shapes of what it is called with: see `check_measuring`."""
-        state, _, frozen, _ = abstract_arguments(programs, goods.pairs)
-        buckets, held_out = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            (buckets_of(prompts), goods.held_out),
-        )
-        chosen, seeds = by_lane(
-            programs, (np.zeros(programs.lanes, bool), idle_settings(programs.lanes).seed)
-        )
-        lanes = (state.params, frozen, chosen)
-        found: list[tuple[Any, tuple[Any, ...]]] = [
-            (instruments.sampler, (*lanes, seeds, buckets, programs.params))
-        ]
-        if instruments.margins is not None and goods.held_out is not None:
-            found.append((instruments.margins, (*lanes, held_out)))
-        return found
-
+    measuring = measuring_by(
+        instruments.sampler, buckets_of, goods.pairs, margins=instruments.margins, held_out=goods.held_out
+    )
     check_memory(instruments.programs, goods.pairs)  # before measuring, which is less often what is too much
     check_measuring(instruments.programs, goods.pairs, measuring, prompts)
     engine = make_engine(instruments.programs, goods.params, goods.pairs, goods.frozen)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from discojax.config import Config
 from discojax.errors import UserError
@@ -12,10 +17,16 @@ from discojax.policies.architecture import DecoderConfig
 from discojax.policies.attention import choose
 from discojax.policies.lora import LoraConfig
 from discojax.policies.published import architecture_of
+from discojax.policies.sampling import Bucket
+from discojax.population.engine import Programs
+from discojax.population.memory import Measuring
 from discojax.population.plan import Plan, Sizes, plan
 from discojax.population.topology import Topology, find_topology
 from discojax.population.work import Work
+from discojax.search.instruments import measuring_by
 from discojax.search.steps import finetune_step, population_step
+from discojax.tasks.measure import Sampler, make_sampler
+from discojax.tasks.types import SamplingConfig
 
 __all__ = ["asked", "plan_run", "work_of"]
 
@@ -57,7 +68,35 @@ def plan_run(
         task; or the mesh, the batch and the slice do not go together.
     """
     work, sizes = work_of(config, topology.chips)
-    return plan(work, topology, sizes, mfu=mfu, most=most, report=report)
+    measuring = None if config.finetune.policy else _measuring(config, work)
+    return plan(work, topology, sizes, measuring=measuring, mfu=mfu, most=most, report=report)
+
+
+def _measuring(config: Config, work: Work) -> tuple[Measuring, int]:
+    """How lanes are measured, and on how many prompts: all as long as the longest, in one bucket.
+
+    So it takes no less than what a run's own prompts take.
+    """
+    task, evaluation = config.task, config.evaluation
+    drawn = SamplingConfig(
+        task.completion_tokens, 1, 0, temperature=task.temperature, top_k=task.top_k, top_p=task.top_p
+    )
+
+    @functools.cache
+    def sampler_on(mesh: Mesh) -> Sampler:
+        step = work.step
+        return make_sampler(
+            work.parts[0], drawn, mesh=mesh, implementation=step.implementation, dtype=step.dtype
+        )
+
+    def bucket_of(prompts: int) -> tuple[Bucket, ...]:
+        row = jax.ShapeDtypeStruct((prompts,), np.int32)
+        return (Bucket(jax.ShapeDtypeStruct((prompts, work.prompts), np.int32), row, row),)
+
+    def measuring(programs: Programs, prompts: int) -> Sequence[tuple[Any, tuple[Any, ...]]]:
+        return measuring_by(sampler_on(programs.mesh), bucket_of, work.data)(programs, prompts)
+
+    return measuring, max(evaluation.prompts, evaluation.search_prompts)
 
 
 def work_of(config: Config, devices: int) -> tuple[Work, Sizes]:

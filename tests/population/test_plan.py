@@ -6,17 +6,20 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from discojax.config import load
 from discojax.policies.architecture import DecoderConfig
 from discojax.policies.lora import LoraConfig
 from discojax.policies.published import PUBLISHED
-from discojax.population import memory
+from discojax.population import memory, plan_costs
 from discojax.population import plan as plans
 from discojax.population.memory import Usage
 from discojax.population.mesh import make_mesh
-from discojax.population.plan import Time, suggest_mesh
+from discojax.population.plan import Measured, suggest_mesh
+from discojax.population.plan_costs import Time
 from discojax.population.step import StepConfig
 from discojax.population.topology import CHIPS, Topology, find_topology
 from discojax.population.work import Work
+from discojax.search import planning
 
 TINY = Work(
     DecoderConfig(vocab_size=64, layers=2, width=32, heads=2, max_length=16, attention="xla"),
@@ -61,7 +64,7 @@ def test_operations_are_the_compilers_where_nothing_loops(lora):
     ours = work.flops(causal=False, sharing=False)
     # It counts norms, activations, softmax and the optimiser too, and leaves out what no gradient needs:
     # with adapters that of the lowest layer's input.
-    assert 0.98 <= plans._compiler_flops(work) / ours < 1.25
+    assert 0.98 <= plan_costs.compiler_flops(work) / ours < 1.25
     assert work.flops() < ours
 
 
@@ -77,11 +80,15 @@ def test_a_prompt_that_two_completions_share_is_counted_once():
 def compiler(monkeypatch):
     """A compiler that takes no time: `compiler(bytes_of)(limit)` is the most lanes of it."""
 
-    def stand_in(bytes_of, shards=2, lanes=8):
+    def stand_in(bytes_of, measured_of=None, shards=2, lanes=8):
         def compile_step(programs, data):
             needed = bytes_of(programs.lanes // shards)
             return None if needed is None else (None, Usage(needed, 0, 0, 0))
 
+        def measuring_memory(programs, data, measuring, prompts):
+            return measured_of(programs.lanes // shards)
+
+        monkeypatch.setattr(plans, "measuring_memory", measuring_memory)
         monkeypatch.setattr(plans, "compile_step", compile_step)
         monkeypatch.setattr(memory, "compile_step", compile_step)
 
@@ -92,7 +99,12 @@ def compiler(monkeypatch):
 
         programs = of_lanes(lanes)
         found = compile_step(programs, None)
-        return lambda limit: plans._most(programs, None, limit, found and found[1], lambda doing: None)
+        measured = measuring = None
+        if measured_of is not None:
+            measured, measuring = Measured(12, measured_of(lanes // shards)), (None, 12)
+        return lambda limit: plans._most(
+            programs, None, limit, found and found[1], measured, measuring, lambda doing: None
+        )
 
     return stand_in
 
@@ -105,7 +117,7 @@ def compiler(monkeypatch):
         (lambda lanes: 1000 + 100 * lanes, 1350, 6, 8),
         (lambda lanes: 1000 + 100 * lanes, 1050, 0, 8),
         # Above the line that few lanes are on: the guess is refused, and the next one is not.
-        (lambda lanes: 1000 + 100 * lanes + 4 * lanes**2, 20_000, 54, 296),
+        (lambda lanes: 1000 + 100 * lanes + 4 * lanes**2, 20_000, 58, 296),
         # What takes too much the compiler refuses without saying how much.
         (lambda lanes: 1000 + 100 * lanes if lanes < 80 else None, 9800, 152, 170),
     ],
@@ -122,6 +134,25 @@ def test_the_most_lanes_are_found_and_compiled(compiler, bytes_of, limit, most, 
         assert more is None or more > limit
 
 
+@pytest.mark.parametrize(
+    ("measured_of", "most", "refused"),
+    [
+        (lambda lanes: 500 + 100 * lanes, 170, None),  # less than what training takes
+        (lambda lanes: 200 * lanes, 92, 170),  # more: of 85 lanes a shard 46 are measured
+        (lambda lanes: 200 * lanes if lanes < 60 else None, 88, 170),  # refused without a number
+        (lambda lanes: 3000 * lanes, 6, 8),  # not even those that were asked for
+        (lambda lanes: None, 0, 2),
+    ],
+)
+def test_no_more_lanes_are_promised_than_can_be_measured(compiler, measured_of, most, refused):
+    limit = 9800
+    found = compiler(lambda lanes: 1000 + 100 * lanes, measured_of)(limit)
+    assert (found.lanes, found.refused) == (most, refused)
+    assert found.measured == (measured_of(most // 2) if most else None)
+    if most:
+        assert found.measured <= limit and found.usage.total <= limit
+
+
 def test_where_no_lane_was_compiled_yet_there_is_none(compiler):
     assert compiler(lambda lanes: None)(10**6) == plans.Most(0, None, 8)
 
@@ -132,7 +163,7 @@ def test_the_most_lanes_that_fit_are_found_with_a_real_compiler():
     needed = {lanes: memory.needed_memory(programs.of_lanes(lanes), TINY.data) for lanes in (4, 9)}
     limit = int(needed[9] / plans._AIM) + 1
     told = []
-    most = plans._most(programs, TINY.data, limit, Usage(needed[4], 0, 0, 0), told.append)
+    most = plans._most(programs, TINY.data, limit, Usage(needed[4], 0, 0, 0), None, None, told.append)
     assert most.lanes == 9 and most.usage.total == needed[9] <= limit
     assert told[-1] == "compiling 9 lanes, the most that should fit"
 
@@ -141,7 +172,8 @@ def test_a_plan_says_what_the_compiled_program_takes(monkeypatch):
     """The whole of it, for a chip that is this machine's processor with a little memory."""
     monkeypatch.setattr(plans, "compile_devices", lambda topology: jax.devices()[:1])
     chip = replace(CHIPS[1], memory=2**20)
-    found = plans.plan(TINY, Topology(chip, (1, 1)), (0, 1, 1), mfu=0.5, most=False)
+    work = replace(TINY, step=replace(TINY.step, implementation="vmap"))  # without a loop to look into
+    found = plans.plan(work, Topology(chip, (1, 1)), (0, 1, 1), mfu=0.5, most=False)
     assert not found.fits and found.usage.total > 2**20 and found.mesh == {"lane": 1, "data": 1, "model": 1}
     assert replace(found, topology=Topology(CHIPS[1], (1, 1))).fits
     state = 3 * 4 * TINY.trained * TINY.lanes
@@ -151,6 +183,29 @@ def test_a_plan_says_what_the_compiled_program_takes(monkeypatch):
     assert found.time.compute == found.flops / (0.5 * 197e12) and found.time.network == 0
     assert found.time.memory > state / chip.bandwidth
     assert found.dollars == pytest.approx(1e6 / 4 * found.time.step / 3600 * 1.20)
+
+
+@pytest.mark.slow
+def test_a_plan_asks_what_measuring_takes_and_a_slice_without_room_for_it_does_not_fit(monkeypatch):
+    monkeypatch.setattr(plans, "compile_devices", lambda topology: jax.devices()[:1])
+    config = load(None, ["policy.layers=1", "policy.width=32", "policy.heads=2", "policy.vocab_size=256",
+                         "population.lanes=2", "population.chunk=1", "task.pairs=64",
+                         "task.completion_tokens=4", "evaluation.prompts=2048"])  # fmt: skip
+    work, sizes = planning.work_of(config, 1)
+    measuring = planning._measuring(config, work)
+    assert measuring[1] == 2048
+
+    def on(memory):
+        chip = replace(CHIPS[1], memory=memory)
+        return plans.plan(work, Topology(chip, (1, 1)), sizes, measuring=measuring, most=False)
+
+    roomy = on(2**40)
+    assert roomy.fits and roomy.measured.prompts == 2048
+    assert roomy.measured.bytes > 2 * 4 * 2 * work.trained, "two moments of each lane are beside it"
+    assert roomy.measured.bytes > roomy.usage.total, "so many prompts take more than a step"
+    tight = on(roomy.measured.bytes - 1)
+    assert tight.usage == roomy.usage and not tight.fits
+    assert on(roomy.usage.total - 1).measured is None, "what cannot be trained need not be measured"
 
 
 def test_a_step_takes_as_long_as_what_takes_longest():

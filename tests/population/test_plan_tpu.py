@@ -59,9 +59,27 @@ def test_the_quickstart_with_512_lanes_fits_sixteen_v5e(plan):
     weights = 4 * found["parameters"]["trained"] * 512 // 16
     assert found["bytes_a_chip"]["arguments"] >= 3 * weights  # and two moments
     assert found["bytes_a_chip"]["total"] < 2 * GIB
+    assert found["measuring"]["prompts"] == 256 and found["measuring"]["bytes"] > 2 * weights
     assert found["collectives"] == []
     assert 1.0 < found["compiler_flops_over_ours"] < 1.25
     assert found["suggestion"]["mesh"] == found["mesh"]
+
+
+SMALL = (
+    "policy.layers=1", "policy.width=128", "policy.heads=2", "policy.vocab_size=256", "population.lanes=8",
+    "population.chunk=1", "task.pairs=64", "task.completion_tokens=4", "evaluation.prompts=8",
+    "evaluation.search_prompts=8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("topology", ["v4-8", "v6e-4"])
+def test_a_small_run_is_compiled_for_the_other_generations(plan, topology):
+    found = plan(topology, *SMALL)
+    assert found["fits"] and found["chips"] == 4 and found["accelerator_type"] == topology
+    weights = 4 * found["parameters"]["trained"] * 8 // 4
+    assert 3 * weights <= found["bytes_a_chip"]["arguments"] < GIB
+    assert found["measuring"]["prompts"] == 8 and found["measuring"]["bytes"] > 3 * weights
+    assert found["collectives"] == []
 
 
 def test_twice_the_chips_with_twice_the_lanes_leave_each_chip_what_it_had(plan):
