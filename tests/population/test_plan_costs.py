@@ -116,5 +116,5 @@ def test_a_real_compilers_count_of_a_loop_over_layers_is_that_without():
         moved = plan_costs.moved(work, programs, compiled, lambda doing: None)
         counted[scan] = compiled.cost_analysis()["bytes accessed"], moved
     loop, plain = counted[True], counted[False]
-    assert plain[0] == plain[1] and loop[0] < 0.8 * plain[0]
-    assert loop[1] == pytest.approx(plain[0], rel=0.1)
+    assert plain[0] == plain[1] and loop[0] < 0.9 * plain[0]  # weights and moments are most of it
+    assert loop[1] == pytest.approx(plain[0], rel=0.05)
