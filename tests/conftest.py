@@ -15,12 +15,16 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))  # for `import ports`
 settings.register_profile("discojax", deadline=None)  # nothing is asserted about the clock
 settings.load_profile("discojax")
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Before any test imports JAX: the same numbers on every machine, unless the GPU is what is tested.
     if config.option.markexpr != "gpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # The fast tests' time is that of compiling, and half of that is LLVM's optimising what runs once.
+    if "not slow" in config.option.markexpr:
+        os.environ.setdefault("XLA_FLAGS", QUICK)
     # What is compiled is compiled once for all tests, their worker processes and the commands they run.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="discojax-tests-")

@@ -1,7 +1,5 @@
 """Every family's structure at a small size: a cache, a loop over layers, padding, low precision."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,9 +31,6 @@ FAMILIES = {
     "gemma2": {**GEMMA, **LOCAL, "attention_softcap": 5.0, "logit_softcap": 3.0, "query_scale": 0.3},
     "gemma3": {**GEMMA, **LOCAL, "qk_norm": True, "rope": Rope(1e6, "linear", 8.0), "local_rope": Rope()},
 }
-
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
 
 
 def config_of(family: str, **changes) -> DecoderConfig:
@@ -81,7 +76,7 @@ def read(request, ids):
     """Of one family: the policy, and its hidden states in four ways, compiled as one."""
     policy = randomised(config_of(request.param))
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def every(policy, ids):
         stacked = stack(policy)
         return [f(p, ids) for p in (policy, stacked) for f in (read_at_once, read_token_by_token)]
@@ -149,7 +144,7 @@ def _visit(jaxpr, dtypes):
 def test_low_precision_says_nearly_the_same(ids):
     graph, params = nnx.split(randomised(config_of("gemma3", scan=True)))
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def both(params):
         low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
         return [nnx.merge(graph, p).hidden(ids).astype(jnp.float32) for p in (params, low)]
@@ -180,7 +175,7 @@ def test_rematerialising_changes_no_gradient_and_keeps_less(scan):
         def loss(params, graph=graph):
             return jnp.sum(nnx.merge(graph, params).hidden(ids) ** 2)
 
-        compiled = jax.jit(jax.grad(loss)).lower(params).compile(compiler_options=QUICK)
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
         gradients[remat] = compiled(params)
         kept[remat] = compiled.memory_analysis().temp_size_in_bytes
     for remat in ("dots", "block"):
@@ -201,7 +196,7 @@ def test_lanes_of_stacked_policies_have_the_gradients_of_single_ones():
     def loss(params):
         return jnp.sum(nnx.merge(graph, params).hidden(ids) ** 2)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def both(lanes, one):
         return jax.vmap(jax.grad(loss))(lanes), jax.grad(loss)(one)
 

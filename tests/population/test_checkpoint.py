@@ -344,6 +344,7 @@ def elsewhere(setting, job, tmp_path_factory):
         found = {}
         for devices in (8, 1):
             flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
+            flags += " " + os.environ.get("XLA_FLAGS", "")
             result = folder / f"result{devices}"
             arguments = (given, folder / "checkpoints", result, train)
             subprocess.run(

@@ -190,16 +190,26 @@ def test_beta_changes_the_curves(opened):
     )
 
 
-def test_a_legend_picks(opened):
+@pytest.mark.parametrize("plot", ["frontier", "loss"])
+@pytest.mark.parametrize("by", ["pointer", "keyboard"])
+def test_a_legend_picks(opened, plot, by):
     tab = opened()
-    opacities = "paths => paths.map(p => Number(getComputedStyle(p).opacity))"
-    lines = tab.locator("#loss g.mark-line.role-mark path")
-    assert min(lines.evaluate_all(opacities)) == 1
-    tab.locator("#loss g.role-legend-label text").first.click()
-    tab.wait_for_function(
-        """() => [...document.querySelectorAll("#loss g.mark-line.role-mark path")]
-            .filter(path => Number(getComputedStyle(path).opacity) === 1).length === 1"""
-    )
+    faint = """plot => [...document.querySelectorAll(`#${plot} g.mark-line.role-mark path`)]
+        .filter(path => Number(getComputedStyle(path).opacity) < 0.2).length"""
+    assert tab.evaluate(faint, plot) == 0
+    name = tab.locator(f"#{plot} g.role-legend-label text").first
+    if by == "pointer":
+        name.click()
+    else:
+        tab.locator(f"#{plot} g.role-legend-label text").nth(1).focus()
+        tab.keyboard.press("Shift+Tab")
+        assert name.evaluate("name => name === document.activeElement")
+        tab.keyboard.press("Enter")
+    tab.wait_for_function(f"plot => ({faint})(plot) > 1", arg=plot)
+    if by == "keyboard":
+        assert name.evaluate("name => name === document.activeElement")
+        tab.keyboard.press("Escape")
+        tab.wait_for_function(f"plot => ({faint})(plot) === 0", arg=plot)
 
 
 def test_hostile_names_and_thoughts_stay_text(opened):

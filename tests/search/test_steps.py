@@ -61,7 +61,7 @@ for devices in (1, 8):
 
 def test_activations_are_divided_over_the_devices_of_one_policy():
     """A part of the batch is larger on more devices, and each does as much of it as before."""
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True, timeout=900,

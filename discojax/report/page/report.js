@@ -24,8 +24,31 @@
     spec.config.legend.columns = Math.max(1, Math.floor(element.clientWidth / 270));
     const { view } = await vegaEmbed(element, spec, options);
     const svg = element.querySelector("svg");
-    if (svg) { svg.setAttribute("role", "img"); svg.setAttribute("aria-label", spec.description); }
+    if (svg) {
+      // Vega listens for the pointer alone, so a name in a legend that picks is made a button.
+      const picks = JSON.stringify(spec).includes('"bind":"legend"');
+      svg.setAttribute("role", picks ? "group" : "img");
+      svg.setAttribute("aria-label", spec.description);
+      if (picks) pressable(svg);
+    }
     return view;
+  };
+  const pressable = (svg) => {
+    const dress = () => all("g.role-legend-label text:not([tabindex])", svg).forEach((name) => {
+      name.tabIndex = 0;
+      name.setAttribute("role", "button");
+      name.setAttribute("aria-label", `${name.textContent} alone`);
+      // What a "graphics-symbol" holds is for no reader; a legend of buttons is a group.
+      for (let box = name.parentElement; box !== svg; box = box.parentElement) if (box.getAttribute("role") === "graphics-symbol") box.setAttribute("role", "group");
+    });
+    dress();
+    new MutationObserver(dress).observe(svg, { childList: true, subtree: true }); // what is drawn anew
+    svg.addEventListener("keydown", (event) => {
+      const on = { Enter: event.target, " ": event.target, Escape: svg }[event.key];
+      if (!on) return;
+      event.preventDefault();
+      on.dispatchEvent(new MouseEvent("click", { bubbles: true, view: window }));
+    });
   };
   // ---- cards
   const MATH = "http://www.w3.org/1998/Math/MathML";

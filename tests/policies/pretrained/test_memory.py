@@ -94,9 +94,10 @@ def directory(tmp_path_factory):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", ["stacked", "divided"])
 def test_the_peak_is_the_model_and_not_two_of_it(directory, how, repository):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(directory), how],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=repository,
         capture_output=True,
         text=True,
