@@ -104,15 +104,12 @@ def test_a_generation_knows_how_the_best_of_older_ones_did_in_later_rungs(lag, s
             assert (p.first_score is None) == (p.rung == 0 or p.name == "dpo")
 
 
-def test_a_resumed_run_is_told_what_one_left_alone_is_told(settings, drawn, told, monkeypatch):
-    """Though it knows more: all that the stopped one had measured, of every rung."""
-    discover.run(settings(*THREE, "run.name=whole"))
-    whole = {generation: told.pop(generation) for generation in list(told)}
-    config = settings(*THREE)
+def stopped(config, monkeypatch, when):
+    """Runs it until its proposer is asked with a history of which `when` is true, and then gives up."""
 
     class Failing(toy.Drawn):
         def propose(self, history, count, seed):
-            if {past.name for past in whole[6][0]} <= {past.name for past in history}:
+            if when(history):
                 raise UserError("The server is gone; resume when it is back.")
             return super().propose(history, count, seed)
 
@@ -120,6 +117,16 @@ def test_a_resumed_run_is_told_what_one_left_alone_is_told(settings, drawn, told
         patch.setattr(arms, "make_proposer", lambda config, library, ledger: Failing())
         with pytest.raises(UserError, match="server is gone"):
             discover.run(config)
+
+
+def test_a_resumed_run_is_told_what_one_left_alone_is_told(settings, drawn, told, monkeypatch):
+    """Though it knows more: all that the stopped one had measured, of every rung."""
+    discover.run(settings(*THREE, "run.name=whole"))
+    whole = {generation: told.pop(generation) for generation in list(told)}
+    config = settings(*THREE)
+
+    known = {past.name for past in whole[6][0]}
+    stopped(config, monkeypatch, lambda history: known <= {past.name for past in history})
     discover.run(config, resume=True)
     assert {generation: len(pasts) for generation, pasts in told.items()} == dict.fromkeys(range(1, 7), 2)
     assert all(past == whole[generation][0] for generation, pasts in told.items() for past in pasts)
@@ -249,17 +256,11 @@ def test_money_and_time_end_it_too(limit, spent, settings, drawn, monkeypatch):
 def test_a_proposer_that_gives_up_leaves_a_run_that_goes_on(settings, drawn, monkeypatch):
     config, calls = settings(), []
 
-    class Failing(toy.Drawn):
-        def propose(self, history, count, seed):
-            calls.append(count)
-            if len(calls) == 3:
-                raise UserError("The server is gone; resume when it is back.")
-            return super().propose(history, count, seed)
+    def third(history):
+        calls.append(history)
+        return len(calls) == 3
 
-    with monkeypatch.context() as patch:
-        patch.setattr(arms, "make_proposer", lambda config, library, ledger: Failing())
-        with pytest.raises(UserError, match="server is gone"):
-            discover.run(config)
+    stopped(config, monkeypatch, third)
     path = config.run.path / "archive.sqlite"
     discover.run(config, resume=True)
     whole = settings("run.name=whole")
