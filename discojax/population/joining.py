@@ -155,7 +155,8 @@ def _beside(work: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=do, daemon=True, name="join")
     thread.start()
-    thread.join()
+    while thread.is_alive():  # a wait without end may miss a signal that comes just as it begins
+        thread.join(0.2)
     if failed:
         raise failed[0]
 

@@ -18,6 +18,7 @@ import heapq
 import itertools
 import queue
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Set
+from contextlib import suppress
 from typing import Any
 
 from discojax.population.lanes import Job
@@ -136,7 +137,11 @@ class Schedule:
         if self.silent and not self._promises:
             missing = sorted(map(str, self._waiting))[:3]
             raise RuntimeError(f"the plans wait for what nobody does: {', '.join(missing)}")
-        self._inbox.get()()
+        while True:
+            with suppress(queue.Empty):  # a wait without end may miss a signal that comes just as it begins
+                message = self._inbox.get(timeout=0.2)
+                break
+        message()
 
     def _next(self) -> tuple[Hashable, Job] | None:
         while self._heap:
