@@ -30,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="discojax-tests-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    # What is built from data is built once too, and not in the user's own cache.
+    if "DISCOJAX_CACHE" not in os.environ:
+        built = os.environ["DISCOJAX_CACHE"] = tempfile.mkdtemp(prefix="discojax-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(built, ignore_errors=True))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,12 +53,3 @@ def pytest_runtest_makereport(
 def repository() -> Path:
     """The root of the clone that the tests are in."""
     return Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path, None, None]:
-    """A cache of a module's own for what is built from data."""
-    root = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISCOJAX_CACHE", str(root))
-        yield root

@@ -21,7 +21,6 @@ pytest.importorskip("transformers")
 tfds = pytest.importorskip("tensorflow_datasets")
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def _module(name, file):

@@ -26,6 +26,7 @@ STRUCTURES = {
     "soft-caps": {"attention_softcap": 2.0, "logit_softcap": 3.0},
     "JAX's attention": {"attention": "xla"},
 }  # fmt: skip
+OTHERS = ("a window", "JAX's attention")  # the fast ones hold these parts too
 TOKENS, PROMPTS = 8, 7
 
 
@@ -67,7 +68,9 @@ def value_and_gradient(function, policy):
     return logps, gradient
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in OTHERS)) for name in STRUCTURES]
+)
 def test_values_and_gradients_are_those_of_two_readings(name):
     model = policy(STRUCTURES[name])
     together = functools.partial(pair_logps, tokens=TOKENS, prompts=PROMPTS)

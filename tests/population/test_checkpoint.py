@@ -103,7 +103,9 @@ def test_the_last_two_are_kept_and_other_work_is_not_taken_up(engine, trained, p
     assert not tmp_path.exists() and not Checkpoints(str(tmp_path)).left()
 
 
-@pytest.mark.parametrize(("lanes", "rows"), [(6, [0, 1, 2, 3, -1, -1]), (2, [0, 1])])
+@pytest.mark.parametrize(
+    ("lanes", "rows"), [(6, [0, 1, 2, 3, -1, -1]), pytest.param(2, [0, 1], marks=pytest.mark.slow)]
+)
 def test_another_number_of_lanes_takes_those_that_have_come_furthest(
     lanes, rows, setting, programs_of, trained, two
 ):

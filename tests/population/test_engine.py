@@ -110,7 +110,7 @@ def test_a_diverging_lane_is_marked_and_reaches_no_other(implementation, bad, ru
         assert same(one.measurement, other.measurement) and one.metrics == other.metrics
 
 
-@pytest.mark.parametrize("implementation", ["map", "vmap"])
+@pytest.mark.parametrize("implementation", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_diverged_lane_keeps_its_last_good_weights(implementation, setting, programs_of, engine, job, same):
     from discojax.population.lanes import stack_jobs
 

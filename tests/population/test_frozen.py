@@ -167,6 +167,7 @@ def in_parts(setting, one_device, noisy_pairs, job):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", range(3), ids=["dpo", "aot", "aqfl"])
 def test_eight_parts_of_one_pair_are_one_part_of_eight(in_parts, lane):
     """For a loss of each pair, one that sorts the batch (aot), and one of its mean (aqfl)."""
@@ -179,6 +180,7 @@ def test_eight_parts_of_one_pair_are_one_part_of_eight(in_parts, lane):
         np.testing.assert_allclose(a, b, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(in_parts):
     (state, metrics), (_, exact) = in_parts["bfloat16"], in_parts["whole"]
     assert not state.diverged.any()

@@ -228,7 +228,7 @@ def test_hostile_names_and_thoughts_stay_text(opened):
     assert tab.complaints == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_it_is_accessible(opened, scheme):
     """By axe's rules of WCAG 2 A and AA, contrast among them, with a card open."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")

@@ -26,7 +26,7 @@ from discojax.report.export import export
 from discojax.search import finetune
 from discojax.search.opening import given
 
-pytestmark = [pytest.mark.parity, pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 STEPS, BATCH, BETA, RATE, DECAY, LENGTH = 10, 8, 0.3, 1e-3, 0.05, 64
 MEASURED = ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected")

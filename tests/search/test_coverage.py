@@ -41,7 +41,9 @@ def simulate(rng, seeds, tails, seed_sd):
     return found, 0.5 + easy + 0.2 * rng.normal(size=PROMPTS)
 
 
-@pytest.mark.parametrize("tails", ["normal", "student", "lognormal"])
+@pytest.mark.parametrize(
+    "tails", ["normal", *(pytest.param(tails, marks=pytest.mark.slow) for tails in ("student", "lognormal"))]
+)
 def test_intervals_cover_no_difference_as_often_as_they_say(tails):
     rng = np.random.default_rng(0)
     areas: dict[tuple[int, float], list[bool]] = {}

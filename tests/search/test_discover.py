@@ -25,7 +25,7 @@ SMALL = (
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("few_reviews")
 
 
 def config(folder, *overrides: str) -> Config:
@@ -37,7 +37,7 @@ def scores(outcome: discover.Outcome) -> dict[str, tuple[float, float]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, own_cache):
+def finished(tmp_path_factory, few_reviews):
     settings = config(tmp_path_factory.mktemp("runs"))
     return settings, discover.run(settings)
 
@@ -182,7 +182,7 @@ def test_a_misspelt_baseline_is_told_before_any_work(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, own_cache):
+def trained(tmp_path_factory, few_reviews):
     """A training of a loss of the library and of a file."""
     folder = tmp_path_factory.mktemp("trained")
     file = folder / "mine.py"

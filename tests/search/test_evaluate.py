@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
 import io
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 from rich.console import Console
 
 from discojax.config import Config, load
@@ -29,18 +28,11 @@ from discojax.tasks.judges import LanguageModelJudge
 from discojax.tasks.summaries import MARKER, bodies_of
 from discojax.tasks.types import Prompts
 
-_path = Path(__file__).with_name("small.py")
-_spec = importlib.util.spec_from_file_location("small_data", _path)
-assert _spec and _spec.loader
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
-
 
 @pytest.fixture(scope="module", autouse=True)
-def data(own_cache):
-    """Few reviews and documents, and one cache of what is built of them."""
+def data(few_reviews):
+    """Few reviews and documents."""
     with pytest.MonkeyPatch.context() as patch:
-        small.few_reviews(own_cache, patch)
         small.few_documents(patch)
         yield
 

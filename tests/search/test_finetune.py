@@ -29,8 +29,6 @@ from discojax.policies import peft, pretrained
 from discojax.population.finetune import Stopped
 from discojax.search import finetune, workbench
 
-pytestmark = pytest.mark.usefixtures("own_cache")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -108,6 +106,7 @@ def test_adapters_are_trained_on_chats_and_saved_merged(whole, home):
     assert "AutoModelForCausalLM" in tuned.loading
 
 
+@pytest.mark.slow
 def test_all_weights_are_trained_and_saved(run, home, tmp_path):
     plain = {"data": str(home / "pairs.jsonl"), "lora": {"rank": 0}, "learning_rate": 0.003}
     tuned, policy = run(settings(home, tmp_path, "gpt2", **plain))
@@ -124,6 +123,7 @@ def test_all_weights_are_trained_and_saved(run, home, tmp_path):
     assert not (tuned.folder / "checkpoints").exists(), "nothing to go on from"
 
 
+@pytest.mark.slow
 def test_adapters_are_saved_as_peft_has_them(run, home, tmp_path):
     tuned, policy = run(settings(home, tmp_path, "gpt2", save="adapters", held_out=0.0, steps=3))
     again = peft.load_adapters(pretrained.load(home / "gpt2", scan=True), tuned.policy)
@@ -157,6 +157,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(whole, home, tmp_pat
         finetune.finetune(config)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_a_candidate_of_ones_own_from_the_command_line(home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(

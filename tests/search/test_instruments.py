@@ -60,6 +60,7 @@ def test_what_fits_is_measured_by_what_was_compiled_to_know_it(instruments, good
     assert compiled == []
 
 
+@pytest.mark.slow
 def test_what_can_be_trained_but_not_measured_is_refused_before_anything_is_allocated(
     instruments, goods, monkeypatch
 ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import small
 import toy
 
 from discojax import launch
@@ -22,22 +22,8 @@ from discojax.search import laboratory
 from discojax.search.laboratory import name_of
 from discojax.search.records import EvaluationKey
 
-_path = Path(__file__).with_name("small.py")
-_spec = importlib.util.spec_from_file_location("small_data", _path)
-assert _spec and _spec.loader
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
-
 SETTINGS = (*small.SETTINGS, "evaluation.steps=12", "evaluation.held_out_pairs=0")
 OBJECTIVES = ("--objectives", "dpo,slic,exp")
-
-
-@pytest.fixture(scope="module")
-def root(own_cache):
-    """Few reviews, and one cache of what is built of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        small.few_reviews(own_cache, patch)
-        yield own_cache
 
 
 def words(folder, *more):
@@ -55,7 +41,7 @@ def steps_taken(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(root, tmp_path_factory):
+def whole(few_reviews, tmp_path_factory):
     """A run that nobody stops."""
     folder = tmp_path_factory.mktemp("whole")
     assert launch.main(words(folder)) == 0
@@ -120,22 +106,22 @@ def test_a_run_that_is_stopped_before_its_archive_is_there_can_go_on(tmp_path, m
     archives.close(open_run(load(config.run.path / "config.yaml"), resume=True))
 
 
-def start(root, folder, seconds, *more):
+def start(few_reviews, folder, seconds, *more):
     log = (folder / "log.txt").open("a")
     resumed = (folder / "small" / "config.yaml").exists()
     line = ["evaluate", "--resume", str(folder / "small")] if resumed else words(folder)
     script = Path(__file__).with_name("small_run.py")
-    command = [sys.executable, str(script), str(root / "reviews.csv"), str(seconds), *line, *more]
+    command = [sys.executable, str(script), str(few_reviews), str(seconds), *line, *more]
     return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_random_moments_it_ends_with_the_same_bits(root, whole, tmp_path):
+def test_killed_at_random_moments_it_ends_with_the_same_bits(few_reviews, whole, tmp_path):
     rng = random.Random(0)
     kept = 0
     for _ in range(5):
-        process = start(root, tmp_path, 0.2, "checkpoint.interval=0.3")
+        process = start(few_reviews, tmp_path, 0.2, "checkpoint.interval=0.3")
         archive, until = tmp_path / "small" / "metrics.jsonl", time.monotonic() + 120
         size = archive.stat().st_size if archive.exists() else 0
         while time.monotonic() < until and process.poll() is None:  # until it trains, and then a while
@@ -147,7 +133,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(root, whole, tmp_pa
         assert process.wait() in (0, -signal.SIGKILL), (tmp_path / "log.txt").read_text()[-3000:]
         kept += (tmp_path / "small" / "checkpoints").exists()
     assert kept >= 2
-    process = start(root, tmp_path, 0, "checkpoint.interval=0.3")
+    process = start(few_reviews, tmp_path, 0, "checkpoint.interval=0.3")
     assert process.wait(timeout=240) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert rows(tmp_path) == rows(whole)
     with sqlite3.connect(tmp_path / "small" / "archive.sqlite") as archive:
@@ -156,13 +142,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(root, whole, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_process_that_is_told_to_end_exits_0(root, whole, tmp_path):
-    process = start(root, tmp_path, 0.5)
+def test_a_process_that_is_told_to_end_exits_0(few_reviews, whole, tmp_path):
+    process = start(few_reviews, tmp_path, 0.5)
     metrics = tmp_path / "small" / "metrics.jsonl"
     while not metrics.exists() and process.poll() is None:
         time.sleep(0.05)
     process.terminate()
     assert process.wait(timeout=120) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert "goes on where it left off" in (tmp_path / "log.txt").read_text()
-    assert start(root, tmp_path, 0).wait(timeout=240) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert start(few_reviews, tmp_path, 0).wait(timeout=240) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert rows(tmp_path) == rows(whole)

@@ -59,6 +59,7 @@ for devices in (1, 8):
 """
 
 
+@pytest.mark.slow
 def test_activations_are_divided_over_the_devices_of_one_policy():
     """A part of the batch is larger on more devices, and each does as much of it as before."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 from rich.console import Console
 
 from discojax import candidates, launch
@@ -26,11 +25,6 @@ from discojax.search.rungs import final_trial, rung_trial
 from discojax.search.statistics import Samples, compare
 from discojax.search.transfer import Found, Stage, Transferred, found_by
 from discojax.search.trials import Contender
-
-_spec = importlib.util.spec_from_file_location("small_data", Path(__file__).with_name("small.py"))
-assert _spec and _spec.loader
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
 
 
 def contender(name: str) -> Contender:

@@ -15,6 +15,7 @@ from discojax.policies.sampling import Bucket, length_buckets, sample
 from discojax.tasks.measure import make_judge, make_margins, make_observe, make_sampler
 from discojax.tasks.types import Prompts, SamplingConfig
 
+KINDS = ["map", pytest.param("vmap", marks=pytest.mark.slow)]
 SAMPLING = SamplingConfig(tokens=6, eos_id=2)
 LIKELIEST = SamplingConfig(tokens=6, eos_id=2, temperature=0.8, top_k=7, top_p=0.9)
 SEEDS = np.array([7, 7, 8, 7])
@@ -103,7 +104,10 @@ def alone(graph_and_reference, prompts):
     return alone
 
 
-@pytest.mark.parametrize(("kind", "config"), [("map", SAMPLING), ("vmap", SAMPLING), ("map", LIKELIEST)])
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [("map", SAMPLING), pytest.param("vmap", SAMPLING, marks=pytest.mark.slow), ("map", LIKELIEST)],
+)
 def test_every_lane_is_what_its_policy_samples_alone(
     kind, config, measure, graph_and_reference, mesh, lanes, prompts, alone
 ):
@@ -121,7 +125,7 @@ def test_every_lane_is_what_its_policy_samples_alone(
         np.testing.assert_allclose(result.reverse_kl, divergence.reverse_per_token, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_buckets_change_no_measurement(kind, measure, measured, lanes, prompts):
     assert len(length_buckets(*prompts, most=2, multiple=1)) == 2
     for ours, theirs in zip(measure(kind, buckets=2)(lanes, ALL, SEEDS), measured, strict=True):
@@ -131,7 +135,7 @@ def test_buckets_change_no_measurement(kind, measure, measured, lanes, prompts):
         np.testing.assert_allclose(ours.reverse_kl, theirs.reverse_kl, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_how_many_are_measured_at_a_time_changes_no_measurement(
     kind, measure, measured, graph_and_reference, mesh, lanes
 ):
@@ -192,7 +196,7 @@ def decoded(monkeypatch):
 GREEDY = SamplingConfig(tokens=6, eos_id=2, temperature=0)
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_bucket_stops_when_its_own_completions_have_ended(kind, decoded, mesh):
     """Behind 5 comes the end, behind 6 another 6: two buckets, one of each."""
     graph, params = following((5, 2), (6, 6))
@@ -208,7 +212,7 @@ def test_a_bucket_stops_when_its_own_completions_have_ended(kind, decoded, mesh)
     assert decoded.count(2 + 6) == 1 and decoded.count(4 + 6) == 6
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_lane_waits_for_one_that_nobody_chose(kind, decoded, mesh):
     """The first lane's completions end at once, the second's never."""
     graph, ending = following((5, 2))

@@ -92,7 +92,7 @@ def directory(tmp_path_factory):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("how", ["stacked", "divided"])
+@pytest.mark.parametrize("how", ["stacked", pytest.param("divided", marks=pytest.mark.slow)])
 def test_the_peak_is_the_model_and_not_two_of_it(directory, how, repository):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
