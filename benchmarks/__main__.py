@@ -20,7 +20,8 @@ from discojax.errors import UserError, nearest
 from discojax.population.backend import configure_backend
 
 PARTS = (
-    "steps", "swap", "sampling", "head", "utilisation", "growth", "compile", "checkpoint", "replay", "report",
+    "steps", "order", "swap", "sampling", "head", "utilisation", "growth", "compile", "checkpoint", "replay",
+    "report",
 )  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks import checkpoint, depth, head, replay, report, sampling, steps, swap, utilisation
+    from benchmarks import checkpoint, depth, head, order, replay, report, sampling, steps, swap, utilisation
     from benchmarks.measuring import Row
     from benchmarks.peers import open_peer
 
@@ -52,6 +53,7 @@ def main() -> int:
         quick = options.quick
         parts: dict[str, Callable[[], list[Row]]] = {
             "steps": lambda: steps.rows(peer, quick=quick),
+            "order": lambda: order.rows(quick=quick),
             "swap": lambda: swap.rows(quick=quick),
             "sampling": lambda: sampling.rows(peer, quick=quick),
             "head": lambda: head.rows(quick=quick),

@@ -12,9 +12,11 @@ coordinator's port must not be open to those who may not run programs on the hos
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from discojax.data import cache
@@ -58,6 +61,7 @@ class _Job:
     lost: HostError | None = None
     stopping: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
+    aborted: Any = None  # the handler, which C has the address of
 
 
 _job: _Job | None = None
@@ -83,6 +87,7 @@ def begin(client: Any, process: int, processes: int) -> None:
         # host, and is the leader's too.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: setattr(_job, "stopping", True))
+        _job.aborted = _heed_abort(str(distributed.global_state.coordinator_address))
     threading.Thread(target=_show if process else _listen, args=(_job,), daemon=True, name="pulse").start()
 
 
@@ -305,6 +310,25 @@ def _look_up(job: _Job, key: str) -> str:
 def _deserted() -> NoReturn:
     print("The process that leads this job is gone; what it said last is why.", file=sys.stderr)
     _leave(HostError.code)
+
+
+def _heed_abort(coordinator: str) -> Any:
+    """Where JAX's client sees first that the leader is gone, it aborts the process: it ends as else instead.
+
+    JAX has no way to tell it otherwise (a Python `missed_heartbeat_callback` is a `std::bad_cast`), and
+    Python's own handlers run too late.
+    """
+    host, _, port = coordinator.rpartition(":")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def handler(number: int) -> None:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError:
+            _deserted()
+
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)  # if it returns, the process aborts
+    return handler
 
 
 # Both sides.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -60,6 +61,18 @@ def see() -> None:
     print(jax.process_index(), jax.process_count(), jax.local_device_count(), visible)
 
 
+def look_late(hosts: Any) -> None:
+    """Our own threads are late to see that the leader is gone."""
+    deserted = hosts._deserted
+
+    def late() -> None:
+        if threading.current_thread().name in ("MainThread", "pulse"):
+            time.sleep(60)
+        deserted()
+
+    hosts._deserted = late
+
+
 def main() -> int:
     from discojax.errors import UserError
     from discojax.population import hosts
@@ -68,6 +81,8 @@ def main() -> int:
     scenario, place = sys.argv[1], sys.argv[3::2]
     if scenario == "die":
         hosts._SILENCE = 4.0  # in the others nobody is lost, however slow the machine
+    if scenario == "leader dies, as JAX sees first":
+        look_late(hosts)
     process = join(*place)
     assert not hosts.alone()
     if scenario == "see":
@@ -114,7 +129,7 @@ def lead(hosts: Any, scenario: str) -> None:
             hosts.finish(0)
     elif scenario == "see":
         hosts.tell((scenario,))
-    elif scenario == "leader dies":
+    elif scenario.startswith("leader dies"):
         os.kill(os.getpid(), signal.SIGKILL)
     elif scenario == "hang":
         hosts.tell((scenario,))

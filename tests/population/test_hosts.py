@@ -80,8 +80,9 @@ def test_who_is_killed_is_noticed_though_the_leader_waits_for_its_device():
 
 
 @pytest.mark.slow
-def test_a_leader_that_is_killed_takes_the_others_with_it():
-    ended = job("leader dies")
+@pytest.mark.parametrize("scenario", ["leader dies", "leader dies, as JAX sees first"])
+def test_a_leader_that_is_killed_takes_the_others_with_it(scenario):
+    ended = job(scenario)
     assert ended.codes[0] == -9 and ended.codes[1] == 42, ended.err
     assert "The process that leads this job is gone; what it said last is why." in ended.err[1]
 

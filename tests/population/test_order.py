@@ -49,3 +49,27 @@ def test_every_pair_is_seen_about_as_often(order):
             counts[order(seed, step)] += 1
     assert counts.sum() == 2000
     assert abs(counts - 2000 / 22).max() < 12  # 91 each; the pairs left out of an epoch vary
+
+
+def test_places_hold_any_pair_with_any_other_as_often():
+    """Of 20,000 seeds: which pair stands in a place, and which two stand in the first two places."""
+    count, seeds = 22, 20_000
+    draw = jax.vmap(lambda seed: batch_indices(seed, np.int32(0), pairs=count, batch=count))
+    found = np.asarray(jax.jit(draw)(np.arange(seeds, dtype=np.int32)))
+    assert (np.sort(found, 1) == np.arange(count)).all()
+    singles = np.stack([np.bincount(column, minlength=count) for column in found.T])
+    twos = np.bincount(found[:, 0] * count + found[:, 1], minlength=count**2).reshape(count, count)
+    twos = twos[~np.eye(count, dtype=bool)]
+    for counts, free in ((singles, (count - 1) ** 2), (twos, count * (count - 1) - 1)):
+        expected = counts.mean()
+        chi_squared = ((counts - expected) ** 2).sum() / expected
+        assert abs(chi_squared - free) < 4 * np.sqrt(2 * free)
+
+
+def test_a_step_costs_the_same_however_many_pairs_there_are():
+    def counted(pairs):
+        draw = jax.jit(lambda seed, step: batch_indices(seed, step, pairs=pairs, batch=16))
+        compiled = draw.lower(np.int32(0), np.int32(0)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert counted(1_000_000) == counted(1_000) < 8_192
