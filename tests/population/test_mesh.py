@@ -170,10 +170,10 @@ def test_no_mesh_says_anything_between_lanes(eight, case):
     assert not [each for each in eight(case)[0]["advance"] if "lane" in each[1]]
 
 
-@pytest.mark.parametrize("kind", ["map", "vmap"])
+@pytest.mark.parametrize("case", _cases(((8, 1, 1), "map"), ((8, 1, 1), "vmap")))
 @pytest.mark.parametrize("function", ["advance", "reset", "sampler"])
-def test_spreading_lanes_adds_no_collective(eight, kind, function):
-    assert eight(((8, 1, 1), kind))[0][function] == []
+def test_spreading_lanes_adds_no_collective(eight, case, function):
+    assert eight(case)[0][function] == []
 
 
 @pytest.mark.parametrize("case", _cases(((4, 2, 1), "map"), ((2, 4, 1), "vmap")))
