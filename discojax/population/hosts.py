@@ -27,7 +27,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from discojax.data import cache
@@ -72,13 +71,14 @@ def alone() -> bool:
     return _job is None
 
 
-def begin(client: Any, process: int, processes: int) -> None:
+def begin(client: Any, process: int, processes: int, coordinator: str) -> None:
     """Takes up its part, leading or following, of a job whose processes have joined.
 
     Args:
       client: JAX's client of its coordination service.
       process: which one this is; 0 leads.
       processes: how many there are.
+      coordinator: HOST:PORT of process 0.
     """
     global _job
     _job = _Job(client, process, processes)
@@ -87,7 +87,7 @@ def begin(client: Any, process: int, processes: int) -> None:
         # host, and is the leader's too.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: setattr(_job, "stopping", True))
-        _job.aborted = _heed_abort(str(distributed.global_state.coordinator_address))
+        _job.aborted = _heed_abort(coordinator)
     threading.Thread(target=_show if process else _listen, args=(_job,), daemon=True, name="pulse").start()
 
 
@@ -313,7 +313,7 @@ def _deserted() -> NoReturn:
 
 
 def _heed_abort(coordinator: str) -> Any:
-    """Where JAX's client sees first that the leader is gone, it aborts the process: it ends as else instead.
+    """Ends the process as `_deserted` does where JAX's client sees first that the leader is gone, and aborts.
 
     JAX has no way to tell it otherwise (a Python `missed_heartbeat_callback` is a `std::bad_cast`), and
     Python's own handlers run too late.

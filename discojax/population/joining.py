@@ -82,7 +82,7 @@ def join(coordinator: str | None = None, count: str | None = None, index: str | 
     _beside(meet)
     from discojax.population import hosts
 
-    hosts.begin(job.client, job.process_id, job.num_processes)
+    hosts.begin(job.client, job.process_id, job.num_processes, str(job.coordinator_address))
     return job.process_id
 
 
