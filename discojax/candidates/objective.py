@@ -96,14 +96,19 @@ class Program(Objective):
         return from_graph(canonical.with_constants(self.graph, values), self.name)
 
 
-def read(source: object, settings: Mapping[str, float] | None = None) -> tuple[str, Translation]:
+def read(source: object) -> tuple[str, Translation]:
     """Stages 1 to 3: the function's own name, and the program.
 
     Raises:
       CandidateError: at stage "text", "syntax" or "program".
     """
-    syntax = check_syntax(check_text(source), settings or ())
-    return syntax.name, translate(syntax, settings)
+    return _read(check_text(source))
+
+
+@functools.lru_cache(maxsize=256)  # the gate, the archive and the race each read a text that is proposed
+def _read(text: str) -> tuple[str, Translation]:
+    syntax = check_syntax(text)
+    return syntax.name, translate(syntax)
 
 
 def parse(source: str, name: str | None = None) -> Program:

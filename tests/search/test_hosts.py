@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sqlite3
 import threading
@@ -98,17 +99,31 @@ def test_four_processes_find_it_too(start, tmp_path, tmp_path_factory):
 
 
 def test_one_that_is_killed_ends_the_job_and_resume_goes_on(start, one_of_two, tmp_path):
+    """By as many processes as before, or by one: the numbers are those of a run that nothing stopped."""
     settings = (*SETTINGS, "checkpoint.interval=0.5")
     job = start(tmp_path, 2, *settings)
-    while rows(tmp_path) < 4 and job.processes[0].poll() is None:
-        time.sleep(0.05)
-    job.processes[1].send_signal(signal.SIGKILL)
+    killed_at_four_lanes(job, job.processes[1], tmp_path)
     codes, _, err = job.end(timeout=600)
     assert codes == [42, -signal.SIGKILL], err
     last = [line for line in err[0].splitlines() if "Process 1 of this job is gone" in line]
     assert len(last) == 1 and "--resume" in last[0] and "Traceback" not in err[0]
-    done = rows(tmp_path)
-    assert 4 <= done < rows(one_of_two.parent)
+    assert 4 <= rows(tmp_path) < rows(one_of_two.parent)
+    alone = tmp_path / "alone"
+    shutil.copytree(tmp_path / "run", alone / "run")
+    codes, _, err = start(tmp_path, 2, "--resume", str(tmp_path / "run")).end()
+    assert codes == [0, 0], err
+    same(tmp_path / "run", one_of_two)
+    codes, _, err = start(alone, 1, "--resume", str(alone / "run"), devices=2).end()
+    assert codes == [0], err
+    same(alone / "run", one_of_two)
+
+
+def test_what_one_process_began_two_go_on_with(start, one_of_two, tmp_path):
+    job = start(tmp_path, 1, *SETTINGS, "checkpoint.interval=0.5", devices=2)
+    killed_at_four_lanes(job, job.processes[0], tmp_path)
+    codes, _, err = job.end(timeout=600)
+    assert codes == [-signal.SIGKILL], err
+    assert 4 <= rows(tmp_path) < rows(one_of_two.parent)
     codes, _, err = start(tmp_path, 2, "--resume", str(tmp_path / "run")).end()
     assert codes == [0, 0], err
     same(tmp_path / "run", one_of_two)
@@ -145,6 +160,12 @@ def test_a_mistake_is_told_once(start, tmp_path):
     codes, out, err = start(tmp_path, 2, "serach.lag=1").end(timeout=600)
     assert codes == [2, 2]
     assert "there is no setting 'serach.lag'" in err[0] and "serach" not in out[1] + err[1]
+
+
+def killed_at_four_lanes(job, process, folder: Path) -> None:
+    while rows(folder) < 4 and job.processes[0].poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
 
 
 def rows(folder: Path) -> int:
