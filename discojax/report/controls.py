@@ -6,37 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rich import box
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
+from discojax.report import tables
 from discojax.search.statistics import Comparison, Estimate, interval
 from discojax.search.trials import Control
 
 __all__ = ["cells", "headings", "read", "table"]
 
 
-def table(controls: Sequence[Control], *, baseline: str, confidence: float) -> Table:
+def table(controls: Sequence[Control], *, baseline: str, confidence: float) -> RenderableType:
     """One line for the search and one for each control, for `rich.print`."""
-    result = Table(
-        title="the search against its controls, held out",
-        caption=(
-            "Each had the same number of candidates, in the same brackets, and an equal share of the "
-            "budget. `best` is what its elites' own measurements put first; differences are paired, each "
-            "by itself, with "
-            f"{100 * confidence:g} % intervals."
-        ),
-        caption_justify="left",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    result = tables.plain("the search against its controls, held out")
     for heading, justify in headings(baseline):
         result.add_column(heading, justify=justify, overflow="fold")
     for control in controls:
         result.add_row(*map(Text, cells(control, confidence)))
-    return result
+    return tables.captioned(
+        result,
+        "Each had the same number of candidates, in the same brackets, and an equal share of the budget. "
+        "`best` is what its elites' own measurements put first; differences are paired, each by itself, with "
+        f"{100 * confidence:g} % intervals.",
+    )
 
 
 def headings(baseline: str) -> list[tuple[str, Literal["left", "right"]]]:

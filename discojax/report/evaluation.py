@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from discojax.data import cache
-from discojax.report import boards, leaderboard, plots
+from discojax.report import boards, leaderboard, plots, tables
 from discojax.search.evaluate import Evaluated, Line
 from discojax.search.records import plain
 from discojax.search.rungs import BASELINE
@@ -44,11 +42,10 @@ def show(
         console.print(f"{what}: {file}", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(
-        title=title or None, caption=caption, caption_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+def _table(
+    title: str, caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]
+) -> RenderableType:
+    table = tables.plain(title)
     for i, heading in enumerate(headings):
         words = i == 0 or heading == "verdict"
         # On a narrow terminal names and words fold; a number is never cut.
@@ -58,7 +55,7 @@ def _table(title: str, caption: str, headings: Sequence[str], rows: Iterable[Seq
         )  # fmt: skip
     for row in rows:
         table.add_row(*map(Text, row))  # Text: names may hold markup
-    return table
+    return tables.captioned(table, caption)
 
 
 def _best(evaluated: Evaluated) -> dict[str, Line]:
@@ -74,7 +71,7 @@ def _ranked(evaluated: Evaluated) -> list[str]:
     return sorted(scores, key=lambda name: (-scores[name], name))
 
 
-def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> Table:
+def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> RenderableType:
     trial, lines = evaluated.trial, _best(evaluated)
     rows = []
     for name in _ranked(evaluated):
@@ -106,7 +103,7 @@ def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> Tab
     return _table(f"{trial.task}, held out", caption, headings, rows)
 
 
-def _behaviour(evaluated: Evaluated, confidence: float) -> list[Table]:
+def _behaviour(evaluated: Evaluated, confidence: float) -> list[RenderableType]:
     """What each did at its chosen beta, in two tables that a terminal has room for."""
     lines = _best(evaluated)
     shown = [(name, lines[name]) for name in (SFT, *_ranked(evaluated))]
@@ -164,7 +161,7 @@ def _edges(evaluated: Evaluated) -> str:
     return f"Of {len(evaluated.chosen)} objectives {' and '.join(said)}." if said else "Nothing was tuned."
 
 
-def _winners(wins: Sequence[WinRate], confidence: float) -> list[Table]:
+def _winners(wins: Sequence[WinRate], confidence: float) -> list[RenderableType]:
     """A table for each opponent; the last says how they are to be read."""
     if not wins:
         return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from discojax.search.statistics import Comparison
 
@@ -97,21 +97,15 @@ def ranked(rows: Iterable[Row]) -> list[Row]:
     return [replace(r, rank=i + 1) for i, r in enumerate(scored)] + failed
 
 
-def table(rows: Sequence[Row], *, title: str = "", baseline: str = "dpo", caption: str = "") -> Table:
+def table(
+    rows: Sequence[Row], *, title: str = "", baseline: str = "dpo", caption: str = ""
+) -> RenderableType:
     """The leaderboard for `rich.print`, in the order given."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    result = Table(
-        title=title or None,
-        caption=caption or None,
-        caption_justify="left",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    from discojax.report import tables
+
+    result = tables.plain(title)
     for heading, justify in _columns(baseline, "±"):
         # On a narrow terminal names and words fold; a number is never cut.
         folds = heading in ("objective", "verdict")
@@ -120,12 +114,12 @@ def table(rows: Sequence[Row], *, title: str = "", baseline: str = "dpo", captio
             justify=justify,
             no_wrap=not folds,
             overflow="fold",
-            min_width={"objective": 12, "verdict": 10}.get(heading),
+            min_width={"objective": 11, "verdict": 10}.get(heading),
         )
     for r in rows:
         style = "dim" if r.status != "ok" else _COLOURS.get(r.verdict)
         result.add_row(*map(Text, _cells(r, _plus_minus)), style=style)  # Text: names may hold markup
-    return result
+    return tables.captioned(result, caption)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

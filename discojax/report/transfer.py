@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import numpy as np
-from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from discojax.data import cache
+from discojax.report import tables
 from discojax.search.records import plain
 from discojax.search.rungs import BASELINE
 from discojax.search.statistics import interval
@@ -33,24 +33,16 @@ def show(transferred: Transferred, *, confidence: float, console: Console | None
     console.print(f"results: {file}", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, caption: str, *headings: str) -> Table:
-    table = Table(
-        title=Text(title), caption=caption, caption_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+def _table(title: str, *headings: str) -> Table:
+    table = tables.plain(title)
     for i, heading in enumerate(headings):
         words = i < 2 or heading == "verdict"
         table.add_column(Text(heading), justify="left" if words else "right", no_wrap=not words)
     return table
 
 
-def _verdicts(transferred: Transferred, name: str, confidence: float) -> Table:
-    table = _table(
-        name,
-        f"Differences are of frontier areas, with {100 * confidence:g} % intervals, paired by seed and "
-        "prompt; verdicts are Holm-corrected over finalists and baselines.",
-        "stage", "", "area", f"vs {BASELINE}", "verdict",
-    )  # fmt: skip
+def _verdicts(transferred: Transferred, name: str, confidence: float) -> RenderableType:
+    table = _table(name, "stage", "", "area", f"vs {BASELINE}", "verdict")
     rows = [(stage.name, stage.detail, stage.comparisons[name]) for stage in transferred.stages]
     if name in transferred.search:
         rows.insert(0, ("search", "what it was chosen by", transferred.search[name]))
@@ -65,21 +57,24 @@ def _verdicts(transferred: Transferred, name: str, confidence: float) -> Table:
             # The search chose it among many by this very number, so its difference is no verdict.
             Text("" if stage == "search" else found.verdict),
         )
-    return table
+    return tables.captioned(
+        table,
+        f"Differences are of frontier areas, with {100 * confidence:g} % intervals, paired by seed and "
+        "prompt; verdicts are Holm-corrected over finalists and baselines.",
+    )
 
 
-def _correlations(transferred: Transferred, confidence: float) -> Table:
-    table = _table(
-        "does the search measure the right thing?",
-        "Spearman's rank correlation of the search's score with the stage's, over all objectives that went "
-        "along. Computed from the DiscoPOP paper's own tables, MT-Bench against AlpacaEval, it is -0.12.",
-        "stage", "", "objectives", "rank correlation",
-    )  # fmt: skip
+def _correlations(transferred: Transferred, confidence: float) -> RenderableType:
+    table = _table("does the search measure the right thing?", "stage", "", "objectives", "rank correlation")
     for stage in transferred.stages:
         value, low, high, pairs = stage.correlation
         text = "too few" if np.isnan(value) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
         table.add_row(Text(stage.name), Text(stage.detail), str(pairs), text)
-    return table
+    return tables.captioned(
+        table,
+        "Spearman's rank correlation of the search's score with the stage's, over all objectives that went "
+        "along. Computed from the DiscoPOP paper's own tables, MT-Bench against AlpacaEval, it is -0.12.",
+    )
 
 
 def summary(transferred: Transferred) -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from discojax.report.leaderboard import Row, ranked, row, table, to_csv
@@ -55,6 +56,15 @@ def test_what_a_reader_sees():
     gone = next(line for line in lines if "gone" in line)
     assert "diverged: 9 of 9 lanes diverged" in gone
     assert "0." not in gone and "nan" not in gone.lower()
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 80, 81])
+def test_no_letter_of_the_text_below_is_cut_whatever_the_table_needs(width):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    words = [f"{chr(97 + i % 26) * (1 + i % 9)}" for i in range(200)]
+    console.print(table(ranked(ROWS), caption=" ".join(words)))
+    below = console.file.getvalue().split("diverged")[-1].split()
+    assert below[-len(words) :] == words
 
 
 def test_a_narrow_terminal_cuts_no_number():
