@@ -72,6 +72,7 @@ class Retrying:
         self._rng = rng or random.Random()
         self._failures = 0
         self._last = ""
+        self._over: ClientError | None = None
         self._lock = threading.Lock()
 
     @property
@@ -105,10 +106,13 @@ class Retrying:
 
         Raises:
           ClientError: if none came; of kind "stopped", once too many requests in a row have failed, or
-            where trying again would have been next when `stop` was called.
+            where trying again would have been next when `stop` was called. After one of kind "quota" or
+            "fatal" nothing more is sent, and it is raised again.
         """
         if self._stopping.is_set():
             raise self._interrupted()
+        if self._over is not None:  # who has many questions, as a judge, asks on
+            raise ClientError(str(self._over), self._over.kind, status=self._over.status)
         if self._failures >= self.patience.give_up_after:
             raise self._stopped()
 
@@ -156,6 +160,8 @@ class Retrying:
 
     def _counted(self, error: ClientError) -> ClientError:
         if error.final:
+            if error.kind in ("quota", "fatal"):
+                self._over = error
             return error
         with self._lock:
             self._failures += 1

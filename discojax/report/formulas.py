@@ -54,11 +54,11 @@ def _compiled():
         values, pull = jax.vjp(losses, margins)
         return values, pull(jnp.ones_like(values))[0]
 
-    @jax.jit
     def every(codes, margins, beta):
         return jax.lax.map(lambda code: one(code, margins, beta), codes)
 
-    return every
+    # Quick to compile rather than quick to run: it is called once for each hundred programs.
+    return jax.jit(every, compiler_options={"xla_backend_optimization_level": 0})
 
 
 _CHUNK = 128  # programs to a call, so that there is one shape to compile

@@ -66,6 +66,18 @@ def test_what_cannot_succeed_is_sent_once(kind: Kind) -> None:
     assert client.asked == 1 and pauses == []
 
 
+@pytest.mark.parametrize(("kind", "sent"), [("quota", 2), ("fatal", 2), ("refused", 4)])
+def test_after_what_ends_all_asking_nothing_more_is_sent(kind: Kind, sent: int) -> None:
+    client = Scripted(None, *[failure(kind)] * 3)
+    retrying, _ = patient(client)
+    retrying.generate(REQUEST)
+    for _ in range(3):
+        with pytest.raises(ClientError, match=f"it is {kind}") as caught:
+            retrying.generate(REQUEST)
+        assert caught.value.kind == kind
+    assert client.asked == sent
+
+
 def test_attempts_have_an_end() -> None:
     client = Scripted(*[failure("transient")] * 10)
     retrying, pauses = patient(client, attempts=4)
