@@ -104,7 +104,7 @@ def _frontiers(evaluated: Evaluated, kl_budget: float, confidence: float) -> Ren
 
 
 def _behaviour(evaluated: Evaluated, confidence: float) -> list[RenderableType]:
-    """What each did at its chosen beta, in two tables that a terminal has room for."""
+    """What each did at its chosen beta, in tables that a terminal of 80 columns has room for."""
     lines = _best(evaluated)
     shown = [(name, lines[name]) for name in (SFT, *_ranked(evaluated))]
     costs = [
@@ -123,30 +123,36 @@ def _behaviour(evaluated: Evaluated, confidence: float) -> list[RenderableType]:
         "sequence KL(policy‖reference) over completion tokens, nats; /tok: KL(reference‖policy) per "
         f"completion token, the DiscoPOP paper's. {_edges(evaluated)}"
     )
-    headings = ["objective", "rate", "β", "reward", "KL", "/tok"]
+    empty, every = (sum(getattr(x, what) for x in evaluated.lines) for what in ("empty", "completions"))
+    said = (
+        "Len: completion tokens. d-1, d-2: different words and pairs of words per word and pair. "
+        f"{empty} of all {every} completions are empty."
+    )
+    words = ["objective", "len", "d-1", "d-2"]
     texts = [
         [
             name,
             _plus_minus(line.length, confidence, "{:.1f}"),
             _plus_minus(line.distinct1, confidence, "{:.2f}"),
             _plus_minus(line.distinct2, confidence, "{:.2f}"),
-            _plus_minus(line.accuracy, confidence),
-            _plus_minus(line.margin, confidence, "{:.2f}"),
         ]
         for name, line in shown
     ]
-    empty, every = (sum(getattr(x, what) for x in evaluated.lines) for what in ("empty", "completions"))
-    said = (
-        "Len: completion tokens. d-1, d-2: different words and pairs of words per word and pair. Accuracy "
-        f"and margin (beta times the log-ratio margin) are on held-out pairs. {empty} of all {every} "
-        "completions are empty."
-    )
-    words = ["objective", "len", "d-1", "d-2", "acc", "margin"]
     if any(line.rouge_l is not None for line in lines.values()):
         words.append("RG-L")
         said += " RG-L: ROUGE-L F1 with the human's, a proxy of what is said."
         texts = [[*row, _plus_minus(lines[row[0]].rouge_l, confidence)] for row in texts]
-    return [_table("", caption, headings, costs), _table("", said, words, texts)]
+    pairs = [
+        [name, _plus_minus(line.accuracy, confidence), _plus_minus(line.margin, confidence, "{:.2f}")]
+        for name, line in shown
+        if name != SFT
+    ]
+    return [
+        _table("", caption, ["objective", "rate", "β", "reward", "KL", "/tok"], costs),
+        _table("", said, words, texts),
+        _table("", "On held-out pairs; the margin is beta times the log-ratio margin.",
+               ["objective", "accuracy", "margin"], pairs),
+    ]  # fmt: skip
 
 
 def _edges(evaluated: Evaluated) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from discojax.report import evaluation as report
 from discojax.search.evaluate import Evaluated, Line, Tuned
@@ -52,6 +55,27 @@ def test_gains_over_the_supervised_policy_are_stated_with_interval_and_holms_p(e
     )
     assert "p 0.004, Holm's over 2 objectives" in dpo
     assert "2.5, discopop's reward is neither shown above nor below the supervised policy's" in ours
+
+
+def test_on_a_terminal_of_eighty_columns_no_name_and_no_number_is_cut(evaluated):
+    values = {"reward": 0.123, "kl": 126.6, "reverse_kl": 1.27, "length": 118.9, "distinct1": 0.21,
+              "distinct2": 0.58, "accuracy": 0.598, "margin": -11.55, "rouge_l": 0.065}  # fmt: skip
+    filled = {name: Estimate(value, 0.051, 0.5, 2, 256) for name, value in values.items()}
+    lines = tuple(dataclasses.replace(one, learning_rate=2.5e-4, **filled) for one in evaluated.lines)
+    compared = {name: SimpleNamespace(verdict="", score=estimate(0.1)) for name in evaluated.chosen}
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    for table in report._behaviour(dataclasses.replace(evaluated, lines=lines, comparisons=compared), 0.95):
+        console.print(table)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    for name, tables in {"sft": 2, "dpo": 3, "discopop": 3}.items():
+        assert sum(line.startswith(f" {name} ") for line in shown.splitlines()) == tables
+    for name, form in {"reward": "{:.3f}", "kl": "{:.1f}", "reverse_kl": "{:.2f}", "length": "{:.1f}",
+                       "distinct1": "{:.2f}", "distinct2": "{:.2f}", "accuracy": "{:.3f}",
+                       "margin": "{:.2f}", "rouge_l": "{:.3f}"}.items():  # fmt: skip
+        assert shown.count(report._plus_minus(filled[name], 0.95, form)) == (
+            2 if name in ("accuracy", "margin") else 3
+        )
 
 
 @pytest.mark.parametrize(
