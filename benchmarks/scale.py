@@ -165,6 +165,10 @@ def _plans(plans: dict[str, Any]) -> list[str]:
         "bytes a chip, of its HBM",
         lambda p: f"{_gib(p['bytes_a_chip']['total'])} of {_gib(p['chip']['memory'])}",
     )
+    row(
+        "while lanes are measured",
+        lambda p: f"{_gib(p['measuring']['bytes'])}, on {p['measuring']['prompts']} prompts",
+    )
     row("operations a step, a chip", lambda p: f"{p['flops_a_step'] / p['chips'] / 1e9:,.0f} GFLOP")
     row("at 40 % of the peak", lambda p: _ms(p["seconds_a_step"]["compute"]))
     row("HBM's traffic, at least", lambda p: _ms(p["seconds_a_step"]["memory"]))
