@@ -221,10 +221,12 @@ def measure() -> dict[str, Any]:
     kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"plans": {}, "host": {}}
     for name, settings in CASES.items():
         words = ["plan", "--topology", SLICE, "--quick", "--json", *settings]
-        done = subprocess.run(
-            [sys.executable, "-m", "discojax.launch", *words], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-m", "discojax.launch", *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode not in (0, 1):  # 1: it does not fit, and the tables say so
+            raise RuntimeError(done.stderr)
         kept["plans"][name] = json.loads(done.stdout)
+        FILE.write_text(json.dumps(kept, indent=2) + "\n")
     kept["host"]["text"] = _seconds_a_text()
     FILE.write_text(json.dumps(kept, indent=2) + "\n")
     return kept

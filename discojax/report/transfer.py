@@ -37,7 +37,9 @@ def _table(title: str, *headings: str) -> Table:
     table = tables.plain(title)
     for i, heading in enumerate(headings):
         words = i < 2 or heading == "verdict"
-        table.add_column(Text(heading), justify="left" if words else "right", no_wrap=not words)
+        table.add_column(
+            Text(heading), justify="left" if words else "right", no_wrap=not words, overflow="fold"
+        )
     return table
 
 

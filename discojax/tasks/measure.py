@@ -61,7 +61,7 @@ class Measurement(NamedTuple):
 Sampler = Callable[[Any, Any, Any, Any, Sequence[Bucket], Any], tuple[Samples, Divergence]]
 
 
-_MOST = 2**31  # bytes of caches and logits that a device holds at a time, by this count
+_MOST = 2**30  # bytes of caches and logits that a device holds at a time, by this count
 
 
 def _row_bytes(config: DecoderConfig, time: int, itemsize: int) -> int:
@@ -188,21 +188,30 @@ def make_sampler(
 
 Margins = Callable[[Any, Any, Any, Pairs], Float[Any, "lanes pairs"]]
 
-_PAIRS = 32  # whose activations are held at a time
+_PAIRS = 32  # whose activations are held at a time, at most
 
 
 def make_margins(
-    graph: nnx.GraphDef, *, tokens: int, mesh: jax.sharding.Mesh, implementation: str, dtype: str = "float32"
+    graph: nnx.GraphDef,
+    *,
+    tokens: int,
+    mesh: jax.sharding.Mesh,
+    implementation: str,
+    dtype: str = "float32",
+    most: int = _MOST,
 ) -> Margins:
     """Builds `(params, frozen, chosen, pairs) -> margins`, jitted: the log-ratio margins `[lanes, pairs]`.
 
     The margin is (policy - reference) of the chosen minus that of the rejected completion, in nats,
     as in training: a policy that is its reference has 0 everywhere. Only lanes where `chosen` is
-    true are worked on; the others' values mean nothing.
+    true are worked on; the others' values mean nothing. As many pairs are read at a time as keep the
+    logits of all lanes that a device works on at once within `most` bytes; it changes no margin.
     """
 
-    def of_lane(params, frozen, pairs):
+    def of_lane(params, frozen, pairs, lanes):
         policy = nnx.merge(graph, cast(params, dtype), frozen)
+        logits = 12 * policy.config.vocab_size * tokens * lanes  # of a pair, and two more like them
+        at_once = max(min(_PAIRS, most // logits, len(pairs.prompt_length)), 1)
 
         def logps(ids, prompts, lengths):
             one = (ids[None], prompts[None], lengths[None])
@@ -213,16 +222,17 @@ def make_margins(
             rejected = logps(pair.rejected_ids, pair.prompt_length, pair.rejected_length)
             return (chosen - pair.reference_chosen) - (rejected - pair.reference_rejected)
 
-        return jax.lax.map(of_pair, pairs, batch_size=min(_PAIRS, len(pairs.prompt_length)))
+        return jax.lax.map(of_pair, pairs, batch_size=at_once)
 
     def lanes(params, frozen, chosen, pairs):
         if implementation != "map":
-            return jax.vmap(of_lane, in_axes=(0, None, None))(params, frozen, pairs)
+            every = jax.vmap(partial(of_lane, lanes=len(chosen)), in_axes=(0, None, None))
+            return every(params, frozen, pairs)
 
         def lane(arguments):
             params, chosen = arguments
             nothing = jnp.zeros(len(pairs.prompt_length), jnp.float32)
-            return jax.lax.cond(chosen, lambda: of_lane(params, frozen, pairs), lambda: nothing)
+            return jax.lax.cond(chosen, lambda: of_lane(params, frozen, pairs, 1), lambda: nothing)
 
         return jax.lax.map(lane, (params, chosen))
 
