@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -326,10 +327,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = 1
     try:
         code = _main(argv)
-        return code
+    except Exception:
+        hosts = sys.modules.get("discojax.population.hosts")
+        if hosts is None or hosts.alone():
+            raise
+        # It may only show that another process is gone, whoever noticed: JAX, Orbax or a thread of theirs.
+        # And it is told here, since `finish` may leave before Python would tell it.
+        if found := hosts.lost():
+            code = found.code
+            print(found, file=sys.stderr)
+        else:
+            traceback.print_exc()
     finally:
         if hosts := sys.modules.get("discojax.population.hosts"):
             hosts.finish(code)
+    return code
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -404,3 +404,27 @@ def test_check_names_stage_and_reason(source: str, stage: str) -> None:
     done = launch("check", "-", stdin=source)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith(f"rejected at {stage}") and ": " in done.stdout
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_what_fails_because_a_host_is_gone_says_so_and_anything_else_its_traceback(gone, monkeypatch, capsys):
+    """Whoever noticed, and before the leader leaves the others, when it may end at once."""
+    from discojax import launch
+    from discojax.population import hosts
+
+    said: list[tuple[int, str]] = []
+
+    def fails(argv):
+        raise RuntimeError("a barrier of Orbax's timed out")
+
+    monkeypatch.setattr(launch, "_main", fails)
+    monkeypatch.setattr(hosts, "alone", lambda: False)
+    monkeypatch.setattr(hosts, "lost", lambda: HostError("Process 1 of this job is gone.") if gone else None)
+    monkeypatch.setattr(hosts, "finish", lambda code: said.append((code, capsys.readouterr().err)))
+    assert main(["discover"]) == (42 if gone else 1)
+    ((code, err),) = said
+    assert code == (42 if gone else 1)
+    assert ("is gone" in err) == gone and ("Traceback" in err and "Orbax's" in err) == (not gone)
+    monkeypatch.setattr(hosts, "alone", lambda: True)
+    with pytest.raises(RuntimeError, match="Orbax"):
+        main(["discover"])

@@ -33,7 +33,7 @@ from discojax.data import cache
 from discojax.errors import HostError, UserError
 from discojax.population.messages import pack, unpack
 
-__all__ = ["all_see", "alone", "begin", "finish", "follow", "give", "given", "guarded", "tell"]
+__all__ = ["all_see", "alone", "begin", "finish", "follow", "give", "given", "guarded", "lost", "tell"]
 
 _BEAT, _SILENCE, _GRACE = 1.0, 30.0, 5.0  # seconds
 _BLOCK = 1 << 24  # words given at a time
@@ -129,14 +129,19 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError:
-        if _job is None or _job.process:
-            raise
-        until = time.monotonic() + _SILENCE + _GRACE  # by then a silent one is known
-        while not _job.lost and time.monotonic() < until:
-            time.sleep(_BEAT / 4)
-        if _job.lost:
-            raise _job.lost from None
+        if found := lost():
+            raise found from None
         raise
+
+
+def lost() -> HostError | None:
+    """Which process is gone, for a leader that something has failed; None if none is, which takes a while."""
+    if _job is None or _job.process:
+        return None
+    until = time.monotonic() + _SILENCE + _GRACE  # by then a silent one is known
+    while not _job.lost and time.monotonic() < until:
+        time.sleep(_BEAT / 4)
+    return _job.lost
 
 
 def finish(code: int) -> None:
