@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -39,30 +38,6 @@ def test_one_command_makes_one_table(repository, tmp_path):
         assert all(float(cell.replace(",", "")) > 0 for cell in row[1:4] if cell[:1].isdigit()), row
         assert any(cell[:1].isdigit() for cell in row[1:4]), row
     assert "jax" in facts and "Python" in facts
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_lanes_of_a_real_search_are_busy(repository, tmp_path):
-    """Small policies, and proposals from a server that answers late and unevenly, as a real one did."""
-    program = repository / "benchmarks" / "lanes.py"
-    run = tmp_path / "lanes"
-    done = subprocess.run(
-        [sys.executable, str(program), "--serve", "0.02", "--run", str(run)],
-        cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "OPENAI_API_KEY": "any"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    progress = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    calls = [line for line in progress if line["kind"] == "progress" and "rung" not in line]
-    last = max(i for i, call in enumerate(calls) if call["queued"])
-    assert share(calls[: last + 1]) >= 0.95
-    assert share(calls) >= 0.95, "with the drain, when the last bracket has nothing beside it"
-
-
-def share(calls):
-    """Of lane-steps that were useful."""
-    return sum(call["useful"] for call in calls) / sum(call["room"] for call in calls)
 
 
 def test_a_part_that_is_not_there_is_named_with_the_nearest(repository):

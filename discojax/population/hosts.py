@@ -58,6 +58,7 @@ class _Job:
     told: int = 0  # messages sent, or heard
     given: dict[str, Any] = field(default_factory=dict)
     lost: HostError | None = None
+    failed: float = float("-inf")  # when something did that may show a loss
     stopping: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
     aborted: Any = None  # the handler, which C has the address of
@@ -138,7 +139,10 @@ def lost() -> HostError | None:
     """Which process is gone, for a leader that something has failed; None if none is, which takes a while."""
     if _job is None or _job.process:
         return None
-    until = time.monotonic() + _SILENCE + _GRACE  # by then a silent one is known
+    patience = _SILENCE + _GRACE  # by then a silent one is known
+    if time.monotonic() - _job.failed > 2 * patience:  # else this is the same failure, waited for already
+        _job.failed = time.monotonic()
+    until = _job.failed + patience
     while not _job.lost and time.monotonic() < until:
         time.sleep(_BEAT / 4)
     return _job.lost
